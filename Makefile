@@ -1,0 +1,31 @@
+# The two commands of a fresh machine are `make demo` and `make test`; both run `deps` first.
+
+CARGO ?= cargo
+CHECKPOINT := assets/tiny-qwen3
+DEMO := target/demo
+
+.PHONY: deps demo test lint doc bench
+
+deps: ## Installs what the native build needs, where it is missing
+	@scripts/deps
+
+demo: deps ## Builds MLX, ports the bundled checkpoint, proves it, generates text
+	$(CARGO) build --release
+	target/release/mlxport port $(CHECKPOINT) --oracle $(CHECKPOINT)/oracle --out $(DEMO)
+	target/release/mlxport generate --model $(DEMO)/model --prompt "The " --max-tokens 48
+
+test: deps ## Every test; timings decide none
+	$(CARGO) test
+	tests/linking/run
+
+lint: deps ## Formatting, clippy and documentation, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+doc: deps ## The library's documentation, in target/doc
+	$(CARGO) doc --no-deps
+
+bench: deps ## Speed of the bundled checkpoint on this machine
+	$(CARGO) build --release
+	target/release/mlxport bench model --model $(DEMO)/model --prompt-tokens 512 --generate-tokens 128

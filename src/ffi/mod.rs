@@ -1,0 +1,97 @@
+//! The only place that calls C.
+//!
+//! Three rules keep it sound:
+//!
+//! * Every call runs under one process-wide reentrant lock ([`enter`]), so MLX sees its callers one
+//!   at a time, as if all of them were one thread (why: `docs/threads.md`).
+//! * A call reports failure by its return code; the message is caught by an error handler into a
+//!   thread-local slot. No output is read after a failure ([`check`]).
+//! * A handle is owned by exactly one Rust value, freed once on drop.
+
+mod arrays;
+mod call;
+mod closure;
+mod device;
+mod handles;
+mod streams;
+/// Declarations that bindgen made from mlx-c's headers.
+#[allow(non_camel_case_types, non_upper_case_globals, dead_code, missing_docs, clippy::all)]
+pub(crate) mod sys {
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Once;
+
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+
+use crate::error::{Error, Result};
+
+pub(crate) use arrays::*;
+pub(crate) use call::{CArg, call, op, ops_vec, ops2};
+pub(crate) use closure::*;
+pub(crate) use device::*;
+pub(crate) use handles::*;
+pub(crate) use streams::*;
+
+static LOCK: ReentrantMutex<()> = ReentrantMutex::new(());
+static START: Once = Once::new();
+
+thread_local! {
+    static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// What a Rust closure returned or panicked with, while C++ unwinds its own frames.
+    static FROM_CLOSURE: RefCell<Option<Error>> = const { RefCell::new(None) };
+}
+
+/// Holds MLX for this thread. Taken by every call into C; reentrant, so closures may call back.
+pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
+    let guard = LOCK.lock();
+    START.call_once(|| {
+        // SAFETY: the handler is a function of this module that lives as long as the process.
+        unsafe { sys::mlx_set_error_handler(Some(keep_message), std::ptr::null_mut(), None) };
+        if let Some(path) = option_env!("MLXPORT_METALLIB")
+            && let Ok(path) = std::ffi::CString::new(path)
+        {
+            // SAFETY: a NUL-terminated string that MLX copies.
+            unsafe { sys::mlx_metal_set_metallib_path(path.as_ptr()) };
+        }
+    });
+    guard
+}
+
+extern "C" fn keep_message(message: *const c_char, _data: *mut c_void) {
+    // SAFETY: mlx-c passes a NUL-terminated string that is valid during this call.
+    let message = unsafe { CStr::from_ptr(message) };
+    let message = message.to_string_lossy().into_owned();
+    let _ = MESSAGE.try_with(|slot| *slot.borrow_mut() = Some(message));
+}
+
+/// Keeps the error of a closure until the call that ran it returns.
+fn keep_closure_error(error: Error) {
+    let _ = FROM_CLOSURE.try_with(|slot| *slot.borrow_mut() = Some(error));
+}
+
+/// Turns a return code into a `Result`: the closure's own error if one failed, else MLX's message.
+pub(crate) fn check(op: &'static str, code: c_int) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    Err(last_error(op))
+}
+
+/// The error of a call that has just failed.
+pub(crate) fn last_error(op: &'static str) -> Error {
+    let message = MESSAGE.with(|slot| slot.borrow_mut().take());
+    if let Some(error) = FROM_CLOSURE.with(|slot| slot.borrow_mut().take()) {
+        return error;
+    }
+    let message = message.unwrap_or_else(|| "failed without a message".into());
+    // mlx-c appends " at <file>:<line>" of its own source, which says nothing to our callers.
+    let message = match message.rfind(" at ") {
+        Some(at) if message[at..].contains(".cpp:") => message[..at].to_owned(),
+        _ => message,
+    };
+    let op = op.strip_prefix("mlx_").unwrap_or(op);
+    Error::Mlx { op, message }
+}

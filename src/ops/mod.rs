@@ -1,0 +1,5 @@
+//! Operations, grouped as MLX's documentation groups them.
+
+mod arithmetic;
+
+pub use arithmetic::*;

@@ -1,0 +1,3 @@
+//! Arrays, devices, streams: the contracts of the safe core.
+
+mod arrays;

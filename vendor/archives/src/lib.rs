@@ -1,0 +1,1 @@
+//! Empty: this manifest only pins a source archive.
