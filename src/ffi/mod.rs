@@ -15,7 +15,7 @@ mod device;
 mod handles;
 mod streams;
 /// Declarations that bindgen made from mlx-c's headers.
-#[allow(non_camel_case_types, non_upper_case_globals, dead_code, missing_docs, clippy::all)]
+#[allow(non_camel_case_types, non_upper_case_globals, non_snake_case, dead_code, missing_docs, clippy::all)]
 pub(crate) mod sys {
     include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 }
