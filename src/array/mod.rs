@@ -142,6 +142,13 @@ impl<T: Element> From<T> for Array {
     }
 }
 
+impl From<Array> for Vec<Array> {
+    /// A list of one: what a function with one output returns to a transform.
+    fn from(array: Array) -> Self {
+        vec![array]
+    }
+}
+
 impl fmt::Debug for Array {
     /// Shape and dtype; computes nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

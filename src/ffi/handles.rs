@@ -66,6 +66,10 @@ handle!(
     /// Strings by name.
     MapStrings(mlx_map_string_to_string), mlx_map_string_to_string_free
 );
+handle!(
+    /// A function that computes values and gradients.
+    ValueAndGrad(mlx_closure_value_and_grad), mlx_closure_value_and_grad_free
+);
 
 impl Clone for ArrayHandle {
     fn clone(&self) -> Self {
@@ -99,6 +103,12 @@ impl VectorArray {
         let _guard = enter();
         // SAFETY: `raw` holds `raw.len()` live handles, which MLX copies.
         Self(unsafe { sys::mlx_vector_array_new_data(raw.as_ptr(), raw.len()) })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let _guard = enter();
+        // SAFETY: `self` holds a live list.
+        unsafe { sys::mlx_vector_array_size(self.0) }
     }
 
     /// New references to the arrays of the list.

@@ -1,4 +1,12 @@
 //! Evaluation and function transforms.
+//!
+//! A function of arrays is a closure `Fn(&[Array]) -> Result<R>`, where `R` is an [`Array`], an array of
+//! them (`[a, b]`) or a `Vec`. It may capture anything, arrays included. What it returns as `Err` comes
+//! out of the transform unchanged, and a panic in it as [`Error::Panic`](crate::Error::Panic).
+
+mod grad;
+
+pub use grad::{grad, value_and_grad, value_and_grad_with};
 
 use crate::array::Array;
 use crate::error::Result;

@@ -1,3 +1,4 @@
 //! Arrays, devices, streams: the contracts of the safe core.
 
 mod arrays;
+mod transforms_grad;
