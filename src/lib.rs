@@ -3,6 +3,7 @@
 pub mod array;
 pub mod device;
 pub mod error;
+pub mod fast;
 mod ffi;
 pub mod memory;
 pub mod ops;
