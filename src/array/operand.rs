@@ -18,6 +18,13 @@ pub enum Arg<'a> {
     Owned(Array),
 }
 
+impl Arg<'_> {
+    /// The array.
+    pub fn array(&self) -> &Array {
+        self
+    }
+}
+
 impl Deref for Arg<'_> {
     type Target = Array;
     fn deref(&self) -> &Array {

@@ -1,18 +1,13 @@
-//! Elementwise arithmetic.
+//! Elementwise arithmetic and rounding.
+//!
+//! Two operands broadcast against each other, and promote to the smallest dtype that holds both kinds.
 
-use crate::array::{Array, Operand, operands};
+use std::ops::{RangeFrom, RangeInclusive, RangeToInclusive};
+
+use super::{binary, unary};
+use crate::array::{Arg, Array, Dtype, Operand};
 use crate::error::Result;
-use crate::ffi::op;
-
-macro_rules! binary {
-    ($($(#[$doc:meta])* $name:ident => $f:ident;)*) => { $(
-        $(#[$doc])*
-        pub fn $name(a: impl Operand, b: impl Operand) -> Result<Array> {
-            let (a, b) = operands(&a, &b)?;
-            op!($f(a, b))
-        }
-    )* };
-}
+use crate::ffi::{op, ops_vec};
 
 binary! {
     /// `a + b`.
@@ -23,22 +18,103 @@ binary! {
     multiply => mlx_multiply;
     /// `a / b`, in floating point.
     divide => mlx_divide;
+    /// `a / b` rounded down; of integers, rounded towards zero.
+    floor_divide => mlx_floor_divide;
     /// The remainder of `a / b`, with the sign of `b`.
     remainder => mlx_remainder;
+    /// `a` to the power `b`.
+    power => mlx_power;
+    /// The larger of each pair; NaN if either is.
+    maximum => mlx_maximum;
+    /// The smaller of each pair; NaN if either is.
+    minimum => mlx_minimum;
+    /// `ln(exp(a) + exp(b))` without overflow.
+    logaddexp => mlx_logaddexp;
 }
 
-macro_rules! unary {
-    ($($(#[$doc:meta])* $name:ident => $f:ident;)*) => { $(
-        $(#[$doc])*
-        pub fn $name(a: &Array) -> Result<Array> {
-            op!($f(a))
+unary! {
+    /// `-a`. Fails for `bool`.
+    negative => mlx_negative;
+    /// `a`.
+    positive => mlx_positive;
+    /// `|a|`.
+    abs => mlx_abs;
+    /// -1, 0 or 1 with the sign of `a`; of a complex number, `a / |a|`.
+    sign => mlx_sign;
+    /// `a * a`.
+    square => mlx_square;
+    /// The square root.
+    sqrt => mlx_sqrt;
+    /// `1 / sqrt(a)`.
+    rsqrt => mlx_rsqrt;
+    /// `1 / a`.
+    reciprocal => mlx_reciprocal;
+    /// The largest integer not above each element.
+    floor => mlx_floor;
+    /// The smallest integer not below each element.
+    ceil => mlx_ceil;
+    /// The integer part: rounds towards zero.
+    trunc => mlx_trunc;
+    /// The complex conjugate.
+    conjugate => mlx_conjugate;
+    /// The real part, as `float32` if `a` is complex.
+    real => mlx_real;
+    /// The imaginary part, as `float32`.
+    imag => mlx_imag;
+}
+
+/// Rounds half to even, at `decimals` digits after the point (before it, if negative).
+pub fn round(a: &Array, decimals: i32) -> Result<Array> {
+    op!(mlx_round(a, decimals))
+}
+
+/// [`floor_divide`] and [`remainder`] at once.
+pub fn divmod(a: impl Operand, b: impl Operand) -> Result<(Array, Array)> {
+    let (a, b) = crate::array::operands(&a, &b)?;
+    let [quotient, remainder] = super::exactly(ops_vec!(mlx_divmod(a, b))?)?;
+    Ok((quotient, remainder))
+}
+
+/// Bounds of [`clip`], inclusive: `low..`, `..=high` or `low..=high`, of numbers or arrays.
+pub trait Bounds {
+    /// The lower and the upper bound beside an array of `dtype`.
+    fn to_args(&self, dtype: Dtype) -> Result<(Option<Arg<'_>>, Option<Arg<'_>>)>;
+}
+
+macro_rules! bounds {
+    ($($range:ident: $this:ident => $low:expr, $high:expr;)*) => { $(
+        impl<T: Operand> Bounds for $range<T> {
+            fn to_args(&self, dtype: Dtype) -> Result<(Option<Arg<'_>>, Option<Arg<'_>>)> {
+                let $this = self;
+                let arg = |bound: Option<_>| bound.map(|b| T::to_arg(b, Some(dtype))).transpose();
+                Ok((arg($low)?, arg($high)?))
+            }
         }
     )* };
 }
 
-unary! {
-    /// `-a`.
-    negative => mlx_negative;
-    /// Whether each element is zero, as `bool`.
-    logical_not => mlx_logical_not;
+bounds! {
+    RangeFrom: r => Some(&r.start), None;
+    RangeToInclusive: r => None, Some(&r.end);
+    RangeInclusive: r => Some(r.start()), Some(r.end());
+}
+
+/// Each element, no less than the lower bound and no more than the upper one: `clip(&x, 0.0..)`,
+/// `clip(&x, -1.0..=1.0)`, `clip(&x, &low..=&high)`. Arrays and bounds broadcast and promote.
+pub fn clip(a: &Array, bounds: impl Bounds) -> Result<Array> {
+    let (low, high) = bounds.to_args(a.dtype())?;
+    let (low, high) = (low.as_ref().map(Arg::array), high.as_ref().map(Arg::array));
+    op!(mlx_clip(a, low, high))
+}
+
+/// Replaces NaN by `nan`, and infinities by `posinf` and `neginf` (`None`: the largest and smallest
+/// finite numbers of the dtype). Integers stay as they are.
+pub fn nan_to_num(a: &Array, nan: f32, posinf: Option<f32>, neginf: Option<f32>) -> Result<Array> {
+    op!(mlx_nan_to_num(a, nan, posinf, neginf))
+}
+
+/// `a` as elements of `dtype`. Floats become integers by rounding towards zero; what does not fit is
+/// unspecified. No copy is made where the dtype is the same.
+pub fn astype(a: &Array, dtype: Dtype) -> Result<Array> {
+    op!(mlx_astype(a, dtype))
 }

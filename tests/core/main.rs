@@ -5,5 +5,7 @@ mod support;
 
 mod arrays;
 mod fast;
+mod ops_arguments;
+mod ops_quantized;
 mod tolerances;
 mod transforms_grad;

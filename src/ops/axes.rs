@@ -1,0 +1,51 @@
+//! Which axes an operation works along.
+
+use std::borrow::Cow;
+use std::ops::RangeFull;
+
+/// All axes, one, or several: `..`, `-1`, `[0, 1]` or a slice. Negative axes count from the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Axes<'a> {
+    /// Every axis.
+    All,
+    /// One axis.
+    One(i32),
+    /// These axes, each at most once; none of them leaves the array as it is.
+    Many(Cow<'a, [i32]>),
+}
+
+impl From<RangeFull> for Axes<'_> {
+    fn from(_: RangeFull) -> Self {
+        Axes::All
+    }
+}
+
+impl From<i32> for Axes<'_> {
+    fn from(axis: i32) -> Self {
+        Axes::One(axis)
+    }
+}
+
+impl<const N: usize> From<[i32; N]> for Axes<'_> {
+    fn from(axes: [i32; N]) -> Self {
+        Axes::Many(Cow::Owned(axes.to_vec()))
+    }
+}
+
+impl<'a, const N: usize> From<&'a [i32; N]> for Axes<'a> {
+    fn from(axes: &'a [i32; N]) -> Self {
+        Axes::Many(Cow::Borrowed(axes))
+    }
+}
+
+impl<'a> From<&'a [i32]> for Axes<'a> {
+    fn from(axes: &'a [i32]) -> Self {
+        Axes::Many(Cow::Borrowed(axes))
+    }
+}
+
+impl<'a> From<&'a Vec<i32>> for Axes<'a> {
+    fn from(axes: &'a Vec<i32>) -> Self {
+        Axes::Many(Cow::Borrowed(axes))
+    }
+}

@@ -1,0 +1,194 @@
+//! Quantized matrices and their products.
+//!
+//! A quantized matrix is three arrays: `weight`, whose rows hold `bits`-wide codes packed into
+//! `uint32`; `scales`, one for each group of `group_size` codes of a row; and, for the affine mode,
+//! `biases` of the same shape. A row of `n` codes takes `n * bits / 32` words.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::array::{Array, Dtype};
+use crate::error::{Error, Result};
+use crate::ffi::{op, ops_vec};
+
+/// How codes become numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizationMode {
+    /// `code * scale + bias`; scale and bias in the dtype of the matrix.
+    #[default]
+    Affine,
+    /// 4-bit floats (e2m1) in groups of 32 with a power of two (e8m0) as scale; OCP microscaling.
+    Mxfp4,
+    /// 8-bit floats (e4m3) in groups of 32 with a power of two (e8m0) as scale; OCP microscaling.
+    Mxfp8,
+    /// 4-bit floats (e2m1) in groups of 16 with an 8-bit float (e4m3) as scale, and optionally one
+    /// `float32` scale for the whole matrix.
+    Nvfp4,
+}
+
+impl QuantizationMode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Mxfp8, Self::Nvfp4];
+
+    /// MLX's name: `affine`, `mxfp4`, ...
+    pub fn name(self) -> &'static str {
+        self.c_name().to_str().expect("the names are ASCII")
+    }
+
+    fn c_name(self) -> &'static CStr {
+        match self {
+            Self::Affine => c"affine",
+            Self::Mxfp4 => c"mxfp4",
+            Self::Mxfp8 => c"mxfp8",
+            Self::Nvfp4 => c"nvfp4",
+        }
+    }
+}
+
+impl fmt::Display for QuantizationMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for QuantizationMode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|m| m.name() == name);
+        found.ok_or_else(|| Error::argument("quantization", format!("unknown mode `{name}`")))
+    }
+}
+
+/// Mode, group size and bits: all that says how a matrix is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Quantization {
+    /// How codes become numbers.
+    pub mode: QuantizationMode,
+    /// Codes that share a scale: for the affine mode 32, 64 or 128, for the others fixed.
+    pub group_size: i32,
+    /// Bits per code: for the affine mode 2, 3, 4, 5, 6 or 8, for the others fixed.
+    pub bits: i32,
+}
+
+impl Quantization {
+    /// The affine mode with this group size and width.
+    pub const fn affine(group_size: i32, bits: i32) -> Self {
+        Self { mode: QuantizationMode::Affine, group_size, bits }
+    }
+
+    /// Fails unless MLX has this combination.
+    pub fn check(self, op: &'static str) -> Result<()> {
+        let fits = match self.mode {
+            QuantizationMode::Affine => {
+                matches!(self.group_size, 32 | 64 | 128) && matches!(self.bits, 2..=6 | 8)
+            }
+            mode => self == mode.into(),
+        };
+        if fits {
+            return Ok(());
+        }
+        let Self { mode, group_size, bits } = self;
+        Err(Error::argument(op, format!("{mode} with {bits} bits in groups of {group_size} does not exist")))
+    }
+}
+
+impl From<QuantizationMode> for Quantization {
+    /// The mode with its usual group size and bits.
+    fn from(mode: QuantizationMode) -> Self {
+        let (group_size, bits) = match mode {
+            QuantizationMode::Affine => (64, 4),
+            QuantizationMode::Mxfp4 => (32, 4),
+            QuantizationMode::Mxfp8 => (32, 8),
+            QuantizationMode::Nvfp4 => (16, 4),
+        };
+        Self { mode, group_size, bits }
+    }
+}
+
+/// What [`quantize`] makes of a matrix.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// Packed codes, `uint32`: `[..., rows, columns * bits / 32]`.
+    pub weight: Array,
+    /// One scale for each group: `[..., rows, columns / group_size]`.
+    pub scales: Array,
+    /// One bias for each group, for the affine mode only; shaped as `scales`.
+    pub biases: Option<Array>,
+}
+
+/// Quantizes `[..., rows, columns]` of a floating dtype along its last axis, whose size must be a
+/// multiple of the group size. `global_scale` is a `float32` scalar, for `nvfp4` only.
+pub fn quantize(w: &Array, how: Quantization, global_scale: Option<&Array>) -> Result<Quantized> {
+    how.check("quantize")?;
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    let mut parts = ops_vec!(mlx_quantize(w, group_size, bits, mode, global_scale))?.into_iter();
+    let missing = || Error::argument("quantize", "MLX returned too few arrays");
+    Ok(Quantized {
+        weight: parts.next().ok_or_else(missing)?,
+        scales: parts.next().ok_or_else(missing)?,
+        biases: parts.next(),
+    })
+}
+
+/// The matrix behind codes, scales and biases, as `dtype`; by default the dtype of the scales, and
+/// `bfloat16` for the modes other than affine.
+pub fn dequantize(
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    how: Quantization,
+    global_scale: Option<&Array>,
+    dtype: Option<Dtype>,
+) -> Result<Array> {
+    check_packed("dequantize", w, scales, biases, how)?;
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    op!(mlx_dequantize(w, scales, biases, group_size, bits, mode, global_scale, dtype))
+}
+
+/// `x @ dequantize(w)`, or with `transpose` `x @ dequantize(w).T`: `[..., m, k]` with `[..., n, k]`
+/// (packed along `k`) gives `[..., m, n]`.
+///
+/// The result has the dtype of `x`, promoted with that of the scales for the affine mode.
+pub fn quantized_matmul(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+) -> Result<Array> {
+    check_packed("quantized_matmul", w, scales, biases, how)?;
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    op!(mlx_quantized_matmul(x, w, scales, biases, transpose, group_size, bits, mode))
+}
+
+/// What MLX takes for granted about a quantized matrix: at least two dimensions, as many for the
+/// scales, and sizes that agree.
+fn check_packed(
+    op: &'static str,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    how: Quantization,
+) -> Result<()> {
+    how.check(op)?;
+    let mismatch = |other: &Array| Error::Shape { op, lhs: w.shape().to_vec(), rhs: other.shape().to_vec() };
+    let [batch @ .., rows, words] = w.shape() else {
+        return Err(Error::argument(op, format!("a quantized matrix of shape {:?}", w.shape())));
+    };
+    let codes = i64::from(*words) * 32 / i64::from(how.bits);
+    match scales.shape() {
+        [b @ .., r, groups]
+            if b == batch && r == rows && i64::from(*groups) * i64::from(how.group_size) == codes => {}
+        _ => return Err(mismatch(scales)),
+    }
+    match biases {
+        Some(biases) if biases.shape() != scales.shape() => Err(mismatch(biases)),
+        _ => Ok(()),
+    }
+}

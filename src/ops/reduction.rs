@@ -1,0 +1,71 @@
+//! Reductions.
+//!
+//! `axes` says what is reduced: `..` for everything, one axis, or several. With `keepdims`, reduced
+//! axes stay with size 1. An axis out of range, or named twice, is an error.
+
+use super::Axes;
+use crate::array::Array;
+use crate::error::Result;
+use crate::ffi::op;
+
+macro_rules! reductions {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $t:ty),*) => $all:ident $one:ident $many:ident;)*) => { $(
+        $(#[$doc])*
+        pub fn $name<'a>(a: &Array, axes: impl Into<Axes<'a>>, $($arg: $t),*) -> Result<Array> {
+            match axes.into() {
+                Axes::All => op!($all(a, $($arg),*)),
+                Axes::One(axis) => op!($one(a, axis, $($arg),*)),
+                Axes::Many(axes) => op!($many(a, [axes], $($arg),*)),
+            }
+        }
+    )* };
+}
+
+reductions! {
+    /// The sum; of nothing, 0. `bool` and small integers are summed as `int32` (or `uint32`).
+    sum(keepdims: bool) => mlx_sum mlx_sum_axis mlx_sum_axes;
+    /// The product; of nothing, 1. Integer dtypes as for [`sum`].
+    prod(keepdims: bool) => mlx_prod mlx_prod_axis mlx_prod_axes;
+    /// The mean, in floating point.
+    mean(keepdims: bool) => mlx_mean mlx_mean_axis mlx_mean_axes;
+    /// The median, in floating point: of an even count, the mean of the middle two.
+    median(keepdims: bool) => mlx_median mlx_median_axis mlx_median_axes;
+    /// The largest; NaN if there is one. Fails on an empty axis.
+    max(keepdims: bool) => mlx_max mlx_max_axis mlx_max_axes;
+    /// The smallest; NaN if there is one. Fails on an empty axis.
+    min(keepdims: bool) => mlx_min mlx_min_axis mlx_min_axes;
+    /// Whether all are non-zero, as `bool`.
+    all(keepdims: bool) => mlx_all mlx_all_axis mlx_all_axes;
+    /// Whether any is non-zero, as `bool`.
+    any(keepdims: bool) => mlx_any mlx_any_axis mlx_any_axes;
+    /// How many are non-zero.
+    count_nonzero(keepdims: bool) => mlx_count_nonzero mlx_count_nonzero_axis mlx_count_nonzero_axes;
+    /// `ln(sum(e^a))` without overflow, in floating point.
+    logsumexp(keepdims: bool) => mlx_logsumexp mlx_logsumexp_axis mlx_logsumexp_axes;
+    /// The variance, in floating point: the sum of squared deviations over `n - ddof`.
+    var(keepdims: bool, ddof: i32) => mlx_var mlx_var_axis mlx_var_axes;
+    /// The standard deviation: the square root of [`var`].
+    std(keepdims: bool, ddof: i32) => mlx_std mlx_std_axis mlx_std_axes;
+    /// `e^a / sum(e^a)` along the axes, in floating point; the shape stays. `precise` computes half
+    /// precision in `float32`.
+    softmax(precise: bool) => mlx_softmax mlx_softmax_axis mlx_softmax_axes;
+}
+
+macro_rules! positions {
+    ($($(#[$doc:meta])* $name:ident => $all:ident $one:ident;)*) => { $(
+        $(#[$doc])*
+        pub fn $name(a: &Array, axis: impl Into<Option<i32>>, keepdims: bool) -> Result<Array> {
+            match axis.into() {
+                None => op!($all(a, keepdims)),
+                Some(axis) => op!($one(a, axis, keepdims)),
+            }
+        }
+    )* };
+}
+
+positions! {
+    /// Where the largest is along `axis`, or in the flattened array, as `uint32`: the first of equals.
+    argmax => mlx_argmax mlx_argmax_axis;
+    /// Where the smallest is along `axis`, or in the flattened array, as `uint32`: the first of equals.
+    argmin => mlx_argmin mlx_argmin_axis;
+}
