@@ -115,6 +115,15 @@ fn link(prefix: &Path, target: &plan::Target, features: plan::Features) {
             plan::Link::Framework(name) => println!("cargo:rustc-link-lib=framework={name}"),
         }
     }
+    if target.is_macos() {
+        // MLX builds this one on newer SDKs only.
+        if prefix.join("lib/libjaccl.a").is_file() {
+            println!("cargo:rustc-link-lib=static=jaccl");
+        }
+        if let Some(folder) = prerequisites::clang_runtime_folder() {
+            println!("cargo:rustc-link-search=native={folder}");
+        }
+    }
     let metallib = prefix.join("lib/mlx.metallib");
     if metallib.is_file() {
         println!("cargo:rustc-env=MLXPORT_METALLIB={}", metallib.display());

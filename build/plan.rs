@@ -84,7 +84,8 @@ pub fn link_libraries(target: &Target, features: Features) -> Vec<Link> {
     let mut libs = vec![Static("mlxc"), Static("mlx")];
     if target.is_macos() {
         libs.extend(["Metal", "Foundation", "QuartzCore", "Accelerate"].map(Framework));
-        libs.push(Dynamic("c++"));
+        // Rust links without clang's run time, where MLX's checks for the macOS version live.
+        libs.extend([Dynamic("c++"), Static("clang_rt.osx")]);
         return libs;
     }
     libs.push(Dynamic("openblas"));
@@ -93,6 +94,13 @@ pub fn link_libraries(target: &Target, features: Features) -> Vec<Link> {
     }
     libs.extend(["stdc++", "dl", "pthread", "m"].map(Dynamic));
     libs
+}
+
+/// The folder of clang's run-time libraries, from what `clang --print-search-dirs` prints.
+pub fn clang_runtime(search_dirs: &str) -> Option<String> {
+    let line = search_dirs.lines().find_map(|l| l.strip_prefix("libraries: ="))?;
+    let first = line.split(':').next().filter(|dir| !dir.is_empty())?;
+    Some(format!("{first}/lib/darwin"))
 }
 
 /// How a missing prerequisite is installed.

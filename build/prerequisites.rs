@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::mlx::runs;
-use crate::plan::{Features, Need, Target};
+use crate::plan::{Features, Need, Target, clang_runtime};
 
 /// The first thing missing, as a message that says how to install it.
 pub fn check(target: &Target, features: Features) -> Result<(), String> {
@@ -40,6 +40,12 @@ pub fn compiler_identity(flags: Option<&str>) -> String {
     command.args(flags).args(["-x", "c++", "-dM", "-E", "-"]);
     command.stdin(Stdio::null());
     command.output().map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned())
+}
+
+/// Where clang keeps its run-time libraries.
+pub fn clang_runtime_folder() -> Option<String> {
+    let output = Command::new("clang").arg("--print-search-dirs").output().ok()?;
+    clang_runtime(&String::from_utf8_lossy(&output.stdout))
 }
 
 fn preprocesses(source: &str) -> bool {

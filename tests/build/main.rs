@@ -50,6 +50,15 @@ fn macos_builds_metal_with_accelerate() {
     let libs = plan::link_libraries(&mac, PLAIN);
     assert!(libs.contains(&Link::Framework("Metal")) && libs.contains(&Link::Framework("Accelerate")));
     assert!(!libs.contains(&Link::Dynamic("openblas")));
+    assert!(libs.contains(&Link::Static("clang_rt.osx")));
+}
+
+#[test]
+fn clang_tells_where_its_run_time_is() {
+    let printed = "programs: =/x/bin\nlibraries: =/x/lib/clang/17:/x/usr/lib\n";
+    assert_eq!(plan::clang_runtime(printed).as_deref(), Some("/x/lib/clang/17/lib/darwin"));
+    assert_eq!(plan::clang_runtime("libraries: =\n"), None);
+    assert_eq!(plan::clang_runtime("error"), None);
 }
 
 #[test]
