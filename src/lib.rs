@@ -80,6 +80,7 @@ pub mod fast;
 mod ffi;
 pub mod memory;
 pub mod ops;
+pub mod random;
 pub mod transforms;
 
 pub use array::{Array, Dtype, HostTensor};

@@ -7,5 +7,6 @@ mod arrays;
 mod fast;
 mod ops_arguments;
 mod ops_quantized;
+mod random;
 mod tolerances;
 mod transforms_grad;
