@@ -79,6 +79,7 @@ pub mod error;
 pub mod fast;
 mod ffi;
 pub mod memory;
+pub mod nn;
 pub mod ops;
 pub mod random;
 pub mod transforms;

@@ -1,0 +1,90 @@
+//! Activation functions. All keep shape and dtype.
+
+use std::f64::consts::{PI, SQRT_2};
+
+use serde::{Deserialize, Serialize};
+
+use crate::array::Array;
+use crate::error::Result;
+use crate::ops;
+
+/// `max(x, 0)`.
+pub fn relu(x: &Array) -> Result<Array> {
+    ops::maximum(x, 0)
+}
+
+/// `max(x, 0)^2`.
+pub fn relu2(x: &Array) -> Result<Array> {
+    ops::square(&relu(x)?)
+}
+
+/// `x sigmoid(x)`, also called swish.
+pub fn silu(x: &Array) -> Result<Array> {
+    x * ops::sigmoid(x)?
+}
+
+/// `x Phi(x)`, with the distribution function of the normal distribution.
+pub fn gelu(x: &Array) -> Result<Array> {
+    (x * (ops::erf(&(x / SQRT_2)?)? + 1)?)? / 2
+}
+
+/// The approximation of [`gelu`] with `tanh`.
+pub fn gelu_tanh(x: &Array) -> Result<Array> {
+    let cube = (ops::square(x)? * x)? * 0.044715;
+    let inner = ((cube? + x)? * (2.0 / PI).sqrt())?;
+    (x * 0.5)? * (ops::tanh(&inner)? + 1)?
+}
+
+/// The approximation of [`gelu`] by `x sigmoid(1.702 x)`.
+pub fn gelu_sigmoid(x: &Array) -> Result<Array> {
+    x * ops::sigmoid(&(x * 1.702)?)?
+}
+
+/// `silu(gate) x`, the gated unit of most language models (Shazeer, "GLU Variants Improve
+/// Transformer", 2020).
+pub fn swiglu(gate: &Array, x: &Array) -> Result<Array> {
+    silu(gate)? * x
+}
+
+/// An activation function by the name that configs give it (`hidden_act`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// [`silu`].
+    #[default]
+    #[serde(alias = "swish")]
+    Silu,
+    /// [`gelu`].
+    #[serde(alias = "gelu_python")]
+    Gelu,
+    /// [`gelu_tanh`].
+    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new", alias = "gelu_fast", alias = "gelu_accurate")]
+    GeluTanh,
+    /// [`gelu_sigmoid`].
+    #[serde(rename = "quick_gelu")]
+    GeluSigmoid,
+    /// [`relu`].
+    Relu,
+    /// [`relu2`].
+    Relu2,
+    /// The sigmoid.
+    Sigmoid,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// The function at `x`.
+    pub fn apply(self, x: &Array) -> Result<Array> {
+        match self {
+            Activation::Silu => silu(x),
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_tanh(x),
+            Activation::GeluSigmoid => gelu_sigmoid(x),
+            Activation::Relu => relu(x),
+            Activation::Relu2 => relu2(x),
+            Activation::Sigmoid => ops::sigmoid(x),
+            Activation::Tanh => ops::tanh(x),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Rotary position encoding with the ways of stretching it to longer contexts.
+
+use serde::Deserialize;
+
+use crate::array::Array;
+use crate::error::{Error, Result};
+use crate::{fast, ops};
+
+/// The rotary part of a config, in either spelling: `rope_theta` and `rope_scaling`, or the
+/// `rope_parameters` of newer files, which wins.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub rope_theta: Option<f64>,
+    /// Whether neighbouring dimensions make a pair, and not those half a head apart.
+    #[serde(default)]
+    pub rope_traditional: bool,
+    /// How the positions are stretched.
+    pub rope_scaling: Option<RopeScaling>,
+    /// As `rope_scaling`, with the base inside.
+    pub rope_parameters: Option<RopeScaling>,
+    /// The longest sequence the model was made for.
+    pub max_position_embeddings: Option<i32>,
+}
+
+/// One `rope_scaling` or `rope_parameters` object; which keys it has depends on its type.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct RopeScaling {
+    /// `default`, `linear`, `dynamic`, `llama3`, `yarn`, `longrope`, `proportional`, `mrope`.
+    pub rope_type: Option<String>,
+    /// The older name of `rope_type`.
+    pub r#type: Option<String>,
+    /// Base of the frequencies.
+    pub rope_theta: Option<f64>,
+    /// How much longer the context is made.
+    pub factor: Option<f64>,
+    /// The context before it was made longer.
+    pub original_max_position_embeddings: Option<f64>,
+    /// `llama3`: wavelengths above the original context over this are stretched in full.
+    pub low_freq_factor: Option<f64>,
+    /// `llama3`: wavelengths below the original context over this are left alone.
+    pub high_freq_factor: Option<f64>,
+    /// `yarn`: dimensions that turn more often than this in the original context are left alone.
+    pub beta_fast: Option<f64>,
+    /// `yarn`: dimensions that turn less often than this in the original context are stretched in full.
+    pub beta_slow: Option<f64>,
+    /// `yarn`: numerator of the magnitude.
+    pub mscale: Option<f64>,
+    /// `yarn`: denominator of the magnitude.
+    pub mscale_all_dim: Option<f64>,
+    /// `yarn`, `longrope`: the magnitude itself.
+    pub attention_factor: Option<f64>,
+    /// `yarn`: whether the range of stretched dimensions is rounded outwards; it is by default.
+    pub truncate: Option<bool>,
+    /// `longrope`: factors for sequences that fit the original context.
+    pub short_factor: Option<Vec<f64>>,
+    /// `longrope`: factors for longer sequences.
+    pub long_factor: Option<Vec<f64>>,
+    /// `proportional`: the part of the head that turns.
+    pub partial_rotary_factor: Option<f64>,
+}
+
+impl RopeConfig {
+    /// The base of the frequencies, or `default`.
+    pub fn theta(&self, default: f64) -> f64 {
+        let parameters = self.rope_parameters.as_ref();
+        parameters.and_then(|p| p.rope_theta).or(self.rope_theta).unwrap_or(default)
+    }
+
+    fn scaling(&self) -> Option<&RopeScaling> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+}
+
+impl RopeScaling {
+    fn kind(&self) -> &str {
+        self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default")
+    }
+
+    /// A key that this type can't do without.
+    fn need<'a, T: ?Sized>(&self, key: &str, value: Option<&'a T>) -> Result<&'a T> {
+        let missing = || invalid(format!("`{key}` is missing for the type `{}`", self.kind()));
+        value.ok_or_else(missing)
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::argument("rope_scaling", message)
+}
+
+/// Turns queries and keys by their positions.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    dims: i32,
+    traditional: bool,
+    /// Factor of the positions.
+    scale: f32,
+    /// Factor of the dimensions that turn.
+    magnitude: f64,
+    speed: Speed,
+}
+
+#[derive(Debug, Clone)]
+enum Speed {
+    Base(f64),
+    /// Positions per radian, `[dims / 2]`.
+    Periods(Array),
+    /// A base that grows with the length of the sequence beyond `max_position_embeddings`.
+    DynamicNtk {
+        base: f64,
+        factor: f64,
+        max_position_embeddings: f64,
+    },
+}
+
+impl Rope {
+    /// For heads of which the first `dims` dimensions turn. `default_theta` is the base where the config
+    /// has none. Fails for an odd `dims`, a type that is not known, and one whose keys are missing.
+    pub fn new(dims: i32, config: &RopeConfig, default_theta: f64) -> Result<Self> {
+        let base = config.theta(default_theta);
+        if dims <= 0 || dims % 2 != 0 || !(base > 0.0 && base.is_finite()) {
+            return Err(invalid(format!("{dims} dimensions with base {base}")));
+        }
+        let traditional = config.rope_traditional;
+        let plain = Self { dims, traditional, scale: 1.0, magnitude: 1.0, speed: Speed::Base(base) };
+        let Some(scaling) = config.scaling() else {
+            return Ok(plain);
+        };
+        let max_position_embeddings = config.max_position_embeddings.map(f64::from);
+        let factor = || positive(scaling, "factor", scaling.factor);
+        let (magnitude, periods) = match scaling.kind() {
+            // The sections of `mrope` differ for images alone: on text all are the same position.
+            "default" | "mrope" => return Ok(plain),
+            "linear" => return Ok(Self { scale: (1.0 / factor()?) as f32, ..plain }),
+            "dynamic" => {
+                let max_position_embeddings =
+                    positive(scaling, "max_position_embeddings", max_position_embeddings)?;
+                let speed = Speed::DynamicNtk { base, factor: factor()?, max_position_embeddings };
+                return Ok(Self { speed, ..plain });
+            }
+            "llama3" => (1.0, llama3(&wavelengths(dims, base), factor()?, scaling)?),
+            "yarn" | "deepseek_yarn" | "telechat3-yarn" => yarn(dims, base, factor()?, scaling)?,
+            "longrope" | "su" => longrope(&wavelengths(dims, base), max_position_embeddings, scaling)?,
+            "proportional" => (1.0, proportional(dims, base, scaling)?),
+            other => return Err(Error::unsupported(format!("rope type `{other}`"), "it is not known")),
+        };
+        let periods: Vec<f32> = periods.into_iter().map(|p| p as f32).collect();
+        let speed = Speed::Periods(Array::from_slice(&periods, &[dims / 2])?);
+        Ok(Self { magnitude, speed, ..plain })
+    }
+
+    /// Turns `x`, `[batch, heads, length, head_dim]`, whose first position is `offset`.
+    pub fn forward(&self, x: &Array, offset: i32) -> Result<Array> {
+        let x = &self.magnify(x)?;
+        let (dims, traditional, scale) = (self.dims, self.traditional, self.scale);
+        match &self.speed {
+            Speed::Base(base) => fast::rope(x, dims, traditional, *base as f32, scale, offset),
+            Speed::Periods(periods) => fast::rope(x, dims, traditional, periods, scale, offset),
+            Speed::DynamicNtk { base, factor, max_position_embeddings: longest } => {
+                let length = f64::from(x.dim(-2)? + offset).max(*longest);
+                let growth = factor * length / longest - (factor - 1.0);
+                let base = base * growth.powf(f64::from(dims) / f64::from(dims - 2));
+                fast::rope(x, dims, traditional, base as f32, scale, offset)
+            }
+        }
+    }
+
+    fn magnify(&self, x: &Array) -> Result<Array> {
+        let head_dim = x.dim(-1)?;
+        if self.magnitude == 1.0 {
+            Ok(x.clone())
+        } else if head_dim == self.dims {
+            x * self.magnitude
+        } else {
+            let parts = ops::split(x, [self.dims], -1)?;
+            ops::concatenate([&(&parts[0] * self.magnitude)?, &parts[1]], -1)
+        }
+    }
+}
+
+fn positive(scaling: &RopeScaling, key: &str, value: Option<f64>) -> Result<f64> {
+    let value = *scaling.need(key, value.as_ref())?;
+    if value > 0.0 && value.is_finite() {
+        return Ok(value);
+    }
+    Err(invalid(format!("`{key}` is {value}")))
+}
+
+/// Positions per radian of each pair, without any stretching.
+fn wavelengths(dims: i32, base: f64) -> Vec<f64> {
+    (0..dims / 2).map(|i| base.powf(f64::from(2 * i) / f64::from(dims))).collect()
+}
+
+/// Llama 3.1: long waves are stretched, short ones are not, and between the two it blends.
+fn llama3(periods: &[f64], factor: f64, scaling: &RopeScaling) -> Result<Vec<f64>> {
+    let context = scaling.original_max_position_embeddings.unwrap_or(8192.0);
+    let (low, high) = (scaling.low_freq_factor.unwrap_or(1.0), scaling.high_freq_factor.unwrap_or(4.0));
+    let stretch = |&period: &f64| {
+        let turns = context / (std::f64::consts::TAU * period);
+        if turns < low {
+            period * factor
+        } else if turns > high {
+            period
+        } else {
+            let kept = (turns - low) / (high - low);
+            period / ((1.0 - kept) / factor + kept)
+        }
+    };
+    Ok(periods.iter().map(stretch).collect())
+}
+
+/// YaRN (Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023), with
+/// the magnitude as transformers takes it from the config.
+fn yarn(dims: i32, base: f64, factor: f64, scaling: &RopeScaling) -> Result<(f64, Vec<f64>)> {
+    let context = scaling.original_max_position_embeddings.unwrap_or(4096.0);
+    let dimension_of =
+        |turns: f64| f64::from(dims) * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
+    let mut low = dimension_of(scaling.beta_fast.unwrap_or(32.0));
+    let mut high = dimension_of(scaling.beta_slow.unwrap_or(1.0));
+    if scaling.truncate.unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, mut high) = (low.max(0.0), high.min(f64::from(dims - 1)));
+    if low == high {
+        high += 0.001;
+    }
+    let stretch = |(i, period): (usize, f64)| {
+        let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        period / (stretched / factor + (1.0 - stretched))
+    };
+    let magnitude_of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let ratio = match (scaling.mscale, scaling.mscale_all_dim) {
+        (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => magnitude_of(mscale) / magnitude_of(all),
+        _ => magnitude_of(1.0),
+    };
+    let periods = wavelengths(dims, base).into_iter().enumerate().map(stretch).collect();
+    Ok((scaling.attention_factor.unwrap_or(ratio), periods))
+}
+
+/// LongRoPE (Ding et al., 2024). As mlx-lm, it uses the long factors whatever the length, so that keys
+/// in a cache stay valid when the sequence outgrows the original context.
+fn longrope(periods: &[f64], longest: Option<f64>, scaling: &RopeScaling) -> Result<(f64, Vec<f64>)> {
+    let factors = scaling.need("long_factor", scaling.long_factor.as_deref())?;
+    if factors.len() != periods.len() {
+        let message = format!("{} `long_factor` for {} pairs of dimensions", factors.len(), periods.len());
+        return Err(invalid(message));
+    }
+    let context = scaling.original_max_position_embeddings;
+    let context = positive(scaling, "original_max_position_embeddings", context)?;
+    let factor = scaling.factor.or(longest.map(|longest| longest / context)).unwrap_or(1.0);
+    let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / context.ln()).sqrt() };
+    let periods = periods.iter().zip(factors).map(|(period, factor)| period * factor).collect();
+    Ok((scaling.attention_factor.unwrap_or(magnitude), periods))
+}
+
+/// Only a part of the pairs turns, at the speeds they would have if all did.
+fn proportional(dims: i32, base: f64, scaling: &RopeScaling) -> Result<Vec<f64>> {
+    let part = scaling.partial_rotary_factor.unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&part) {
+        return Err(invalid(format!("`partial_rotary_factor` is {part}")));
+    }
+    let turning = (f64::from(dims) * part / 2.0) as usize;
+    let factor = scaling.factor.unwrap_or(1.0);
+    let period = |(i, period)| if i < turning { factor * period } else { f64::INFINITY };
+    Ok(wavelengths(dims, base).into_iter().enumerate().map(period).collect())
+}
