@@ -1,0 +1,52 @@
+//! How far a result may be from its reference. The numbers live here and nowhere else.
+
+use mlxport::Dtype;
+
+/// A named bound on the error of one element: `relative * magnitude + absolute`, where the magnitude
+/// is the larger of the expected value and what it was summed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tolerance {
+    /// The same bits; any NaN equals any NaN, and -0 differs from 0.
+    Exact,
+    /// A rounding or two: arithmetic, and elementary functions of a good mathematics library.
+    Strict,
+    /// Short sums, functions built from several others, approximations by polynomials.
+    Balanced,
+    /// Long sums and chains of operations, each rounded.
+    Permissive,
+}
+
+impl Tolerance {
+    /// The error allowed per unit of magnitude.
+    pub fn relative(self, dtype: Dtype) -> f64 {
+        let [strict, balanced, permissive] = match dtype {
+            // The machine epsilons are 2.2e-16, 1.2e-7, 9.8e-4 and 7.8e-3; a rounding errs by half of one.
+            Dtype::Float64 => [1e-15, 2e-14, 1e-12],
+            Dtype::Float32 | Dtype::Complex64 => [5e-7, 5e-6, 1e-4],
+            Dtype::Float16 => [1e-3, 4e-3, 2e-2],
+            Dtype::Bfloat16 => [8e-3, 2e-2, 6e-2],
+            _ => [0.0; 3],
+        };
+        match self {
+            Tolerance::Exact => 0.0,
+            Tolerance::Strict => strict,
+            Tolerance::Balanced => balanced,
+            Tolerance::Permissive => permissive,
+        }
+    }
+
+    /// The error allowed near zero. `Strict` lets subnormal numbers be flushed, no more; the others
+    /// suppose values around one.
+    pub fn absolute(self, dtype: Dtype) -> f64 {
+        match self {
+            Tolerance::Exact => 0.0,
+            Tolerance::Strict => match dtype {
+                Dtype::Float64 => f64::MIN_POSITIVE,
+                Dtype::Float32 | Dtype::Complex64 | Dtype::Bfloat16 => f32::MIN_POSITIVE.into(),
+                Dtype::Float16 => half::f16::MIN_POSITIVE.to_f64(),
+                _ => 0.0,
+            },
+            Tolerance::Balanced | Tolerance::Permissive => self.relative(dtype) / 4.0,
+        }
+    }
+}
