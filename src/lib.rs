@@ -74,10 +74,12 @@
 //! An [`Array`] belongs to its thread; [`HostTensor`] carries values between threads.
 
 pub mod array;
+pub mod checkpoint;
 pub mod device;
 pub mod error;
 pub mod fast;
 mod ffi;
+pub mod io;
 pub mod memory;
 pub mod nn;
 pub mod ops;

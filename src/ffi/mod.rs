@@ -13,6 +13,7 @@ mod call;
 mod closure;
 mod device;
 mod handles;
+mod mapped;
 mod streams;
 /// Declarations that bindgen made from mlx-c's headers.
 #[allow(non_camel_case_types, non_upper_case_globals, non_snake_case, dead_code, missing_docs, clippy::all)]
@@ -33,6 +34,7 @@ pub(crate) use call::{CArg, call, op, ops_vec, ops2};
 pub(crate) use closure::*;
 pub(crate) use device::*;
 pub(crate) use handles::*;
+pub(crate) use mapped::*;
 pub(crate) use streams::*;
 
 static LOCK: ReentrantMutex<()> = ReentrantMutex::new(());

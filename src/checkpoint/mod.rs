@@ -1,0 +1,27 @@
+//! Checkpoints: what a directory of model files holds, under the names the model asks for.
+//!
+//! ```no_run
+//! use mlxport::checkpoint::{Rules, Weights};
+//!
+//! # fn main() -> mlxport::Result<()> {
+//! let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+//! let weights = Weights::open("Qwen3-0.6B".as_ref(), &rules)?;
+//! let attention = weights.pp("model.layers").pp(0).pp("self_attn");
+//! let q_proj = attention.get("q_proj.weight")?; // lazy: read from the file when it is used
+//! weights.finish()?; // fails here: most of the checkpoint was not asked for
+//! # Ok(())
+//! # }
+//! ```
+
+mod files;
+mod map;
+mod rules;
+mod suggest;
+mod weights;
+
+pub use files::Files;
+pub use map::{Dropped, Step, Transform, WeightMap};
+pub use rules::{Rule, Rules};
+pub use weights::Weights;
+
+pub(crate) use suggest::nearest;

@@ -1,0 +1,177 @@
+//! Weights by path.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::{Display, Write as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::map::WeightMap;
+use super::{Files, Rules, nearest};
+use crate::array::Array;
+use crate::error::{Error, Result};
+use crate::io::TensorInfo;
+
+/// The weights of a model at some path: a cheap handle that a layer reads its parameters from.
+///
+/// Paths grow with [`pp`](Self::pp), and clones share one account of what was asked for, which
+/// [`finish`](Self::finish) settles.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    root: Rc<Root>,
+    path: String,
+}
+
+#[derive(Debug)]
+struct Root {
+    source: Source,
+    map: WeightMap,
+    /// The tensors of `map` that were computed.
+    computed: RefCell<HashMap<usize, Array>>,
+    taken: RefCell<BTreeSet<String>>,
+    /// Names that were asked for and are not there.
+    absent: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Files(Files),
+    Arrays(HashMap<String, Array>),
+}
+
+impl Source {
+    fn array(&self, key: &str) -> Result<Array> {
+        match self {
+            Source::Files(files) => files.array(key),
+            Source::Arrays(arrays) => Ok(arrays[key].clone()),
+        }
+    }
+}
+
+impl Weights {
+    /// The weights of a checkpoint directory, under the names that `rules` give them. Reads the
+    /// headers alone; a weight is read when its values are.
+    pub fn open(dir: &Path, rules: &Rules) -> Result<Self> {
+        let files = Files::open(dir)?;
+        let map = rules.plan(&files.tensors()?).map_err(|e| Error::invalid(dir, e))?;
+        Ok(Self::new(Source::Files(files), map))
+    }
+
+    /// Weights that are in memory: for training and tests.
+    pub fn from_arrays(arrays: impl IntoIterator<Item = (String, Array)>) -> Self {
+        let arrays: HashMap<String, Array> = arrays.into_iter().collect();
+        let info = |(key, array): (&String, &Array)| TensorInfo {
+            key: key.clone(),
+            shape: array.shape().to_vec(),
+            dtype: array.dtype(),
+        };
+        let mut tensors: Vec<TensorInfo> = arrays.iter().map(info).collect();
+        tensors.sort_by(|a, b| a.key.cmp(&b.key));
+        Self::new(Source::Arrays(arrays), WeightMap::identity(&tensors))
+    }
+
+    fn new(source: Source, map: WeightMap) -> Self {
+        let (computed, taken, absent) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
+        let root = Root { source, map, computed, taken, absent };
+        Self { root: Rc::new(root), path: String::new() }
+    }
+
+    /// The weights under one more segment of the path: a name, several joined by dots, or an index.
+    pub fn pp(&self, segment: impl Display) -> Self {
+        Self { root: self.root.clone(), path: self.full(segment) }
+    }
+
+    /// The path so far, without a trailing dot; empty at the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The path of `name` from the root.
+    pub fn full(&self, name: impl Display) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The weight `name`. Fails with [`Error::MissingWeight`] if there is none.
+    pub fn get(&self, name: &str) -> Result<Array> {
+        let missing = || Error::MissingWeight { path: self.full(name), file: self.file() };
+        self.try_get(name)?.ok_or_else(missing)
+    }
+
+    /// The weight `name`, if there is one.
+    pub fn try_get(&self, name: &str) -> Result<Option<Array>> {
+        let path = self.full(name);
+        let Some(at) = self.root.map.target(&path) else {
+            self.root.absent.borrow_mut().insert(path);
+            return Ok(None);
+        };
+        let root = &*self.root;
+        let array = root.map.compute(at, &mut root.computed.borrow_mut(), &|key| root.source.array(key))?;
+        root.taken.borrow_mut().insert(path);
+        Ok(Some(array))
+    }
+
+    /// The weight `name`, which must have this shape.
+    pub fn get_shaped(&self, name: &str, shape: &[i32]) -> Result<Array> {
+        let array = self.get(name)?;
+        if array.shape() == shape {
+            return Ok(array);
+        }
+        let (path, found) = (self.full(name), array.shape());
+        Err(Error::invalid(
+            self.file(),
+            format!("weight `{path}`: expected shape {shape:?}, found {found:?}"),
+        ))
+    }
+
+    /// Whether there is a weight `name`. Asking does not count as taking it.
+    pub fn contains(&self, name: &str) -> bool {
+        self.root.map.target(&self.full(name)).is_some()
+    }
+
+    /// Shape and dtype of every weight under this path, with its path from the root. Asking does not
+    /// count as taking them.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.root.map.targets().filter(|tensor| self.is_under(&tensor.key))
+    }
+
+    /// How the weights came from the checkpoint.
+    pub fn map(&self) -> &WeightMap {
+        &self.root.map
+    }
+
+    /// The checkpoint's directory, for messages.
+    pub fn file(&self) -> PathBuf {
+        match &self.root.source {
+            Source::Files(files) => files.dir().to_path_buf(),
+            Source::Arrays(_) => PathBuf::from("weights in memory"),
+        }
+    }
+
+    /// Settles the account: fails with every weight under this path that nothing asked for, and the
+    /// names it may have been meant for. A model's constructor ends with this call, so that each key
+    /// of a checkpoint is used, or dropped by a rule that says why.
+    pub fn finish(&self) -> Result<()> {
+        const SUGGESTED: usize = 8;
+        let (taken, absent) = (self.root.taken.borrow(), self.root.absent.borrow());
+        let unused: Vec<&TensorInfo> = self.tensors().filter(|tensor| !taken.contains(&tensor.key)).collect();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let mut message = format!("{} weights that the model does not use:", unused.len());
+        for (at, tensor) in unused.iter().enumerate() {
+            let _ = write!(message, "\n  {tensor}");
+            if at < SUGGESTED
+                && let Some(name) = nearest(&tensor.key, absent.iter().map(String::as_str), 1).first()
+            {
+                let _ = write!(message, " (the model asked for `{name}`)");
+            }
+        }
+        message.push_str("\nAdd a rule that renames them, or one that drops them and says why.");
+        Err(Error::invalid(self.file(), message))
+    }
+
+    fn is_under(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(self.path.as_str());
+        self.path.is_empty() || rest.is_some_and(|rest| rest.starts_with('.'))
+    }
+}

@@ -1,0 +1,6 @@
+//! Checkpoints: files that are as they should be, and files that are not.
+
+mod raw;
+mod safetensors;
+mod shards;
+mod weights;
