@@ -18,7 +18,7 @@ fn values_come_back_as_they_went_in() {
 fn empty_arrays_have_a_shape_and_no_values() {
     let x = Array::from_slice::<f32>(&[], &[0, 3]).unwrap();
     assert_eq!(x.shape(), [0, 3]);
-    assert_eq!(x.to_vec::<f32>().unwrap(), []);
+    assert_eq!(x.to_vec::<f32>().unwrap(), [0f32; 0]);
 }
 
 #[test]
