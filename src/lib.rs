@@ -83,6 +83,7 @@ pub mod io;
 pub mod memory;
 pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod random;
 pub mod transforms;
 

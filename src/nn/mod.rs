@@ -4,6 +4,7 @@
 //! [`parameters!`](crate::parameters).
 
 pub mod activations;
+pub mod losses;
 mod module;
 mod rope;
 

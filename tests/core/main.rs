@@ -5,8 +5,10 @@ mod support;
 
 mod arrays;
 mod fast;
+mod losses;
 mod ops_arguments;
 mod ops_quantized;
+mod optim;
 mod random;
 mod tolerances;
 mod transforms_grad;
