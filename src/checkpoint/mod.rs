@@ -13,12 +13,15 @@
 //! # }
 //! ```
 
+mod config;
 mod files;
 mod map;
+mod python_json;
 mod rules;
 mod suggest;
 mod weights;
 
+pub use config::{Config, QuantizationConfig};
 pub use files::Files;
 pub use map::{Dropped, Step, Transform, WeightMap};
 pub use rules::{Rule, Rules};

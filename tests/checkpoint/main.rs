@@ -1,5 +1,6 @@
 //! Checkpoints: files that are as they should be, and files that are not.
 
+mod config;
 mod raw;
 mod safetensors;
 mod shards;
