@@ -74,6 +74,7 @@
 //! An [`Array`] belongs to its thread; [`HostTensor`] carries values between threads.
 
 pub mod array;
+pub mod cache;
 pub mod checkpoint;
 pub mod device;
 pub mod error;
@@ -81,6 +82,7 @@ pub mod fast;
 mod ffi;
 pub mod io;
 pub mod memory;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;

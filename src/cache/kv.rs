@@ -1,0 +1,71 @@
+//! Keys and values of all positions.
+
+use super::{check_fits, grow, positions, put};
+use crate::array::Array;
+use crate::error::Result;
+
+/// Positions by which a cache grows.
+const STEP: i32 = 256;
+
+/// Keys and values of all positions, in arrays that grow in steps and are updated in place.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    /// Keys and values, with room at the end.
+    store: Option<[Array; 2]>,
+    offset: i32,
+}
+
+impl KvCache {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Positions seen.
+    pub fn offset(&self) -> i32 {
+        self.offset
+    }
+
+    /// Adds keys and values of new positions, `[batch, kv_heads, length, dims]`, and returns all.
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        let (offset, end) = (self.offset, self.offset + keys.dim(2)?);
+        let store = self.store.take();
+        let [k, v] = match &store {
+            Some([k, v]) => [append(Some(k), keys, offset)?, append(Some(v), values, offset)?],
+            None => [append(None, keys, 0)?, append(None, values, 0)?],
+        };
+        // The old handles go before anything is computed, so that MLX may write in place.
+        drop(store);
+        let seen = (positions(&k, 0, end)?, positions(&v, 0, end)?);
+        self.store = Some([k, v]);
+        self.offset = end;
+        Ok(seen)
+    }
+
+    /// Forgets the last `count` positions.
+    pub(super) fn trim(&mut self, count: i32) {
+        self.offset -= count;
+    }
+
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.store.iter().flatten()
+    }
+}
+
+/// `store` with `new` at position `offset`, grown if it must be.
+fn append(store: Option<&Array>, new: &Array, offset: i32) -> Result<Array> {
+    let end = offset + new.dim(2)?;
+    let capacity = end.div_euclid(STEP) * STEP + if end % STEP == 0 { 0 } else { STEP };
+    let grown = match store {
+        Some(store) => {
+            check_fits(store, new)?;
+            if store.dim(2)? >= end {
+                store.clone()
+            } else {
+                grow(&positions(store, 0, offset)?, capacity - offset)?
+            }
+        }
+        None => return grow(new, capacity - end),
+    };
+    put(&grown, new, offset)
+}

@@ -1,0 +1,180 @@
+//! What a model remembers of the tokens it has seen.
+
+mod kv;
+mod mask;
+mod rotating;
+
+pub use kv::KvCache;
+pub use mask::{Mask, Masks};
+pub use rotating::RotatingKvCache;
+
+use crate::array::Array;
+use crate::error::{Error, Result};
+use crate::transforms;
+
+/// The memory of one layer.
+#[derive(Debug, Clone)]
+pub enum LayerCache {
+    /// Keeps nothing: every call starts a sequence. For training, and for scoring whole sequences.
+    Stateless,
+    /// Keys and values of all positions.
+    Kv(KvCache),
+    /// Keys and values of the last positions.
+    Rotating(RotatingKvCache),
+}
+
+impl LayerCache {
+    /// The position that the next token has.
+    pub fn offset(&self) -> i32 {
+        match self {
+            LayerCache::Stateless => 0,
+            LayerCache::Kv(cache) => cache.offset(),
+            LayerCache::Rotating(cache) => cache.offset(),
+        }
+    }
+
+    /// Adds keys and values of new positions, `[batch, kv_heads, length, dims]`, and returns those to
+    /// attend to.
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        match self {
+            LayerCache::Stateless => Ok((keys.clone(), values.clone())),
+            LayerCache::Kv(cache) => cache.update(keys, values),
+            LayerCache::Rotating(cache) => cache.update(keys, values),
+        }
+    }
+
+    /// Which of the positions that [`update`](Self::update) will return the next `length` ones see: at
+    /// most the last `window` each.
+    pub fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
+        match self {
+            LayerCache::Stateless => mask::causal(length, 0, window),
+            LayerCache::Kv(cache) => mask::causal(length, cache.offset(), window),
+            LayerCache::Rotating(cache) => cache.mask(length, window),
+        }
+    }
+
+    /// Whether the last `count` positions can be forgotten.
+    pub fn is_trimmable(&self, count: i32) -> bool {
+        match self {
+            LayerCache::Stateless => count == 0,
+            LayerCache::Kv(cache) => count <= cache.offset(),
+            LayerCache::Rotating(cache) => cache.is_trimmable(count),
+        }
+    }
+
+    fn trim(&mut self, count: i32) {
+        match self {
+            LayerCache::Stateless => {}
+            LayerCache::Kv(cache) => cache.trim(count),
+            LayerCache::Rotating(cache) => cache.trim(count),
+        }
+    }
+
+    /// The arrays it holds.
+    pub fn arrays(&self) -> Vec<&Array> {
+        match self {
+            LayerCache::Stateless => Vec::new(),
+            LayerCache::Kv(cache) => cache.arrays().collect(),
+            LayerCache::Rotating(cache) => cache.arrays().collect(),
+        }
+    }
+}
+
+/// The memory of a model: one [`LayerCache`] for each layer.
+///
+/// A cache belongs to the model that made it. After a forward pass that failed, its layers may be at
+/// different positions: drop it.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    layers: Vec<LayerCache>,
+}
+
+impl Cache {
+    /// A memory of these layers.
+    pub fn new(layers: impl IntoIterator<Item = LayerCache>) -> Self {
+        Self { layers: layers.into_iter().collect() }
+    }
+
+    /// No memory, for a model of so many layers.
+    pub fn stateless(layers: usize) -> Self {
+        Self::new(std::iter::repeat_n(LayerCache::Stateless, layers))
+    }
+
+    /// The position that the next token has.
+    pub fn offset(&self) -> i32 {
+        self.layers.first().map_or(0, LayerCache::offset)
+    }
+
+    /// The layers, for a model that has `count` of them. Fails if there are not as many.
+    pub fn layers_mut(&mut self, count: usize) -> Result<&mut [LayerCache]> {
+        if self.layers.len() != count {
+            let message = format!("{} layers in the cache of a model with {count}", self.layers.len());
+            return Err(Error::argument("cache", message));
+        }
+        Ok(&mut self.layers)
+    }
+
+    /// Forgets the last `count` positions. Fails, and forgets nothing, where a layer can't.
+    pub fn trim(&mut self, count: i32) -> Result<()> {
+        if count < 0 || !self.layers.iter().all(|layer| layer.is_trimmable(count)) {
+            let message = format!("{count} of {} positions can't be forgotten", self.offset());
+            return Err(Error::argument("trim", message));
+        }
+        self.layers.iter_mut().for_each(|layer| layer.trim(count));
+        Ok(())
+    }
+
+    /// Computes what the layers hold, so that no graph grows behind it.
+    pub fn eval(&self) -> Result<()> {
+        transforms::eval(self.layers.iter().flat_map(LayerCache::arrays))
+    }
+
+    /// Bytes that it holds.
+    pub fn nbytes(&self) -> usize {
+        self.layers.iter().flat_map(LayerCache::arrays).map(Array::nbytes).sum()
+    }
+}
+
+/// The positions `start..stop` of keys or values, `[batch, heads, length, dims]`.
+fn positions(x: &Array, start: i32, stop: i32) -> Result<Array> {
+    let &[batch, heads, length, dims] = x.shape() else {
+        return Err(not_keys(x));
+    };
+    if (start, stop) == (0, length) {
+        return Ok(x.clone());
+    }
+    crate::ops::slice(x, &[0, 0, start, 0], &[batch, heads, stop, dims], &[1, 1, 1, 1])
+}
+
+/// `x` with the positions from `start` on replaced by `update`.
+fn put(x: &Array, update: &Array, start: i32) -> Result<Array> {
+    let &[batch, heads, length, dims] = update.shape() else {
+        return Err(not_keys(update));
+    };
+    let (from, to) = ([0, 0, start, 0], [batch, heads, start + length, dims]);
+    crate::ops::slice_update(x, update, &from, &to, &[1, 1, 1, 1])
+}
+
+/// `x` with room for `count` more positions.
+fn grow(x: &Array, count: i32) -> Result<Array> {
+    let &[batch, heads, _, dims] = x.shape() else {
+        return Err(not_keys(x));
+    };
+    let room = crate::ops::zeros(&[batch, heads, count, dims], x.dtype())?;
+    crate::ops::concatenate([x, &room], 2)
+}
+
+fn not_keys(x: &Array) -> Error {
+    let message = format!("keys or values of shape {:?}, not [batch, heads, length, dims]", x.shape());
+    Error::argument("cache", message)
+}
+
+/// Fails unless `new` fits behind `old`: MLX would broadcast it.
+fn check_fits(old: &Array, new: &Array) -> Result<()> {
+    match (old.shape(), new.shape()) {
+        ([b0, h0, _, d0], [b1, h1, _, d1]) if (b0, h0, d0) == (b1, h1, d1) && old.dtype() == new.dtype() => {
+            Ok(())
+        }
+        (lhs, rhs) => Err(Error::Shape { op: "cache", lhs: lhs.to_vec(), rhs: rhs.to_vec() }),
+    }
+}

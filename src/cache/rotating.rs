@@ -1,0 +1,148 @@
+//! Keys and values of the last positions.
+
+use super::mask::{self, Mask};
+use super::{check_fits, grow, positions, put};
+use crate::array::Array;
+use crate::error::Result;
+use crate::ops;
+
+/// Positions by which a cache grows.
+const STEP: i32 = 256;
+
+/// Keys and values of the last `size` positions, of which the first `keep` of the sequence never go.
+///
+/// Single positions are written into a ring, in place. Several at once are put behind the others in
+/// order of time, so that each of them sees `size` positions; what is too old goes at the next call.
+#[derive(Debug, Clone)]
+pub struct RotatingKvCache {
+    store: Option<[Array; 2]>,
+    /// Positions seen.
+    offset: i32,
+    /// Behind the newest position in `store`. It is `offset` as long as no position was lost.
+    next: i32,
+    size: i32,
+    keep: i32,
+}
+
+impl RotatingKvCache {
+    /// For `size` positions (at least 1), including the first `keep` (less than `size`).
+    pub fn new(size: i32, keep: i32) -> Self {
+        let size = size.max(1);
+        Self { store: None, offset: 0, next: 0, size, keep: keep.clamp(0, size - 1) }
+    }
+
+    /// Positions seen.
+    pub fn offset(&self) -> i32 {
+        self.offset
+    }
+
+    /// Adds keys and values of new positions, `[batch, kv_heads, length, dims]`, and returns those to
+    /// attend to: in any order for a single position, else in order of time.
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        let length = keys.dim(2)?;
+        let store = self.store.take();
+        let old = store.as_ref().map_or([None, None], |[k, v]| [Some(k), Some(v)]);
+        let [k, v] = if length == 1 {
+            [self.write(old[0], keys)?, self.write(old[1], values)?]
+        } else {
+            [self.append(old[0], keys)?, self.append(old[1], values)?]
+        };
+        // The old handles go before anything is computed, so that MLX may write in place.
+        drop(store);
+        self.next = if length == 1 { self.slot() + 1 } else { k.dim(2)? };
+        self.offset += length;
+        let filled = k.dim(2)?.min(self.offset);
+        let seen = (positions(&k, 0, filled)?, positions(&v, 0, filled)?);
+        self.store = Some([k, v]);
+        Ok(seen)
+    }
+
+    /// Which of the positions that the next [`update`](Self::update) returns its `length` new ones see:
+    /// the last `window` (by default as many as are kept) and the first `keep`.
+    pub(super) fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
+        let window = window.unwrap_or(self.size).min(self.size);
+        if length > 1 {
+            let before = self.offset.min(self.size - 1);
+            return match before + length <= window {
+                true => Ok(Mask::Causal),
+                false => mask::windowed(length, before, window, self.keep).map(Mask::Array),
+            };
+        }
+        let filled = (self.offset + 1).min(self.size);
+        if filled <= window {
+            return Ok(Mask::None);
+        }
+        // The ring ends at the slot that will be written, and begins behind it.
+        let (slot, turn) = (self.slot(), filled - self.keep);
+        let sees = |at: i32| at < self.keep || (slot - at).rem_euclid(turn) < window;
+        let sees: Vec<bool> = (0..filled).map(sees).collect();
+        Array::from_slice(&sees, &[filled]).map(Mask::Array)
+    }
+
+    /// Whether the last `count` positions can be forgotten: only as long as no position was lost.
+    pub(super) fn is_trimmable(&self, count: i32) -> bool {
+        count <= self.offset && self.next == self.offset
+    }
+
+    pub(super) fn trim(&mut self, count: i32) {
+        self.offset -= count;
+        self.next = self.offset;
+    }
+
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.store.iter().flatten()
+    }
+
+    /// Where a single position is written.
+    fn slot(&self) -> i32 {
+        if self.next < self.size { self.next } else { self.keep }
+    }
+
+    /// `store` with one position in its slot.
+    fn write(&self, store: Option<&Array>, new: &Array) -> Result<Array> {
+        let Some(store) = store else {
+            return grow(new, STEP.min(self.size) - 1);
+        };
+        check_fits(store, new)?;
+        let store = match store.dim(2)? {
+            longer if longer > self.size => ops::concatenate(&self.newest(store, self.size)?, 2)?,
+            _ => store.clone(),
+        };
+        let capacity = store.dim(2)?;
+        let store = match self.slot() < capacity {
+            true => store,
+            false => grow(&store, STEP.min(self.size - capacity))?,
+        };
+        put(&store, new, self.slot())
+    }
+
+    /// What of `store` the new positions see, and they behind it.
+    fn append(&self, store: Option<&Array>, new: &Array) -> Result<Array> {
+        let Some(store) = store else {
+            return Ok(new.clone());
+        };
+        check_fits(store, new)?;
+        let mut parts = self.newest(store, self.size - 1)?;
+        parts.push(new.clone());
+        ops::concatenate(&parts, 2)
+    }
+
+    /// The first `keep` positions of `store` and the newest others, `count` in all, in order of time.
+    fn newest(&self, store: &Array, count: i32) -> Result<Vec<Array>> {
+        let (end, next) = (store.dim(2)?, self.next);
+        let spans = match next < end && next < self.offset {
+            true => vec![(0, self.keep), (next, end), (self.keep, next)],
+            false => vec![(0, self.keep.min(next)), (self.keep.min(next), next)],
+        };
+        let mut surplus = (spans.iter().map(|(start, stop)| stop - start).sum::<i32>() - count).max(0);
+        let mut parts = Vec::new();
+        for (i, (start, stop)) in spans.into_iter().enumerate() {
+            let cut = if i == 0 { 0 } else { surplus.min(stop - start) };
+            surplus -= cut;
+            if start + cut < stop {
+                parts.push(positions(store, start + cut, stop)?);
+            }
+        }
+        Ok(parts)
+    }
+}

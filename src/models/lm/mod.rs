@@ -1,0 +1,4 @@
+//! Language models, one file for each architecture, named after its `model_type`.
+
+pub mod llama;
+pub mod qwen3;

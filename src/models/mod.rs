@@ -1,0 +1,53 @@
+//! Models: one file for each architecture, and the registry that finds it.
+//!
+//! A new model is one new file and one line in `registry.rs`. A model file has, in this order: `Args`
+//! (the config, with its checks), `rules` (how the names of a checkpoint become the model's), its
+//! layers, and `Model`, whose `new` reads the weights.
+
+pub mod blocks;
+mod checks;
+pub mod lm;
+pub mod probe;
+
+pub use checks::Checks;
+pub use probe::stage;
+
+use crate::array::Array;
+use crate::cache::Cache;
+use crate::error::{Error, Result};
+use crate::nn::Module;
+
+/// A model that gives each token of a sequence a distribution over the next.
+pub trait LanguageModel: Module + std::fmt::Debug {
+    /// The embeddings of token ids: integers `[batch, length]` to `[batch, length, dims]`. Ids outside
+    /// the vocabulary wrap around: see [`check_tokens`].
+    fn embed(&self, tokens: &Array) -> Result<Array>;
+
+    /// Logits `[batch, length, vocab_size]` of the embeddings of a sequence, which continues what is in
+    /// `cache` and is added to it.
+    fn forward_embeddings(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array>;
+
+    /// Logits `[batch, length, vocab_size]` of token ids, integers `[batch, length]`, which continue
+    /// what is in `cache` and are added to it.
+    fn forward(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        self.forward_embeddings(&self.embed(tokens)?, cache)
+    }
+
+    /// An empty cache for one batch.
+    fn make_cache(&self) -> Cache;
+
+    /// Layers, and so entries of a cache.
+    fn num_layers(&self) -> usize;
+
+    /// Token ids that the model knows: `0..vocab_size`.
+    fn vocab_size(&self) -> i32;
+}
+
+/// Fails unless all `tokens` are in the vocabulary of `model`.
+pub fn check_tokens(model: &dyn LanguageModel, tokens: &[i32]) -> Result<()> {
+    let size = model.vocab_size();
+    match tokens.iter().find(|id| !(0..size).contains(id)) {
+        Some(id) => Err(Error::argument("tokens", format!("id {id} is not in the vocabulary of {size}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,58 @@
+//! Normalisation layers.
+
+use crate::array::Array;
+use crate::checkpoint::Weights;
+use crate::error::Result;
+use crate::{fast, parameters};
+
+/// Root-mean-square normalisation over the last axis; see [`fast::rms_norm`].
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    /// `[dims]`.
+    pub weight: Array,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+parameters!(RmsNorm { weight });
+
+impl RmsNorm {
+    /// `[..., dims]` to the same shape.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        fast::rms_norm(x, Some(&self.weight), self.eps)
+    }
+}
+
+/// Layer normalisation over the last axis; see [`fast::layer_norm`].
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// `[dims]`.
+    pub weight: Option<Array>,
+    /// `[dims]`.
+    pub bias: Option<Array>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+parameters!(LayerNorm { weight, bias });
+
+impl LayerNorm {
+    /// `[..., dims]` to the same shape.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        fast::layer_norm(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
+    }
+}
+
+impl Weights {
+    /// The RMS norm `name` of so many features.
+    pub fn rms_norm(&self, name: &str, dims: i32, eps: f32) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps })
+    }
+
+    /// The layer norm `name` of so many features, with a weight and a bias where the checkpoint has them.
+    pub fn layer_norm(&self, name: &str, dims: i32, eps: f32) -> Result<LayerNorm> {
+        let w = self.pp(name);
+        let part = |part| w.contains(part).then(|| w.get_shaped(part, &[dims])).transpose();
+        Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps })
+    }
+}

@@ -1,0 +1,118 @@
+//! A matrix of weights, in whichever form the checkpoint has it.
+
+use super::Module;
+use super::module::join;
+use crate::array::Array;
+use crate::checkpoint::Weights;
+use crate::error::{Error, Result};
+use crate::ops::{self, Quantization, QuantizationMode};
+
+/// A matrix `[rows, columns]`, dense or quantized along its columns.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// One floating-point array.
+    Dense(Array),
+    /// Packed codes with their scales.
+    Quantized {
+        /// Codes, `uint32`.
+        weight: Array,
+        /// One scale for each group of a row.
+        scales: Array,
+        /// One bias for each group of a row, in the affine mode.
+        biases: Option<Array>,
+        /// What the codes mean.
+        how: Quantization,
+    },
+}
+
+impl Weight {
+    /// The matrix `weight` at the path of `w`. It is quantized if there are `scales` beside it; shapes
+    /// and the dtype of the scales then say how. Fails unless it has `rows` and `columns`.
+    pub fn load(w: &Weights, rows: i32, columns: i32) -> Result<Self> {
+        if !w.contains("scales") {
+            let weight = w.get_shaped("weight", &[rows, columns])?;
+            if !weight.dtype().is_floating() {
+                let what = format!("weight `{}` of dtype {}", w.full("weight"), weight.dtype());
+                return Err(Error::unsupported(what, "a weight without scales must be floating point"));
+            }
+            return Ok(Weight::Dense(weight));
+        }
+        let (weight, scales, biases) = (w.get("weight")?, w.get("scales")?, w.try_get("biases")?);
+        let how = quantization_of(&weight, &scales, columns)
+            .filter(|how| how.check("weight").is_ok() && (how.mode == QuantizationMode::Affine) == biases.is_some())
+            .filter(|_| weight.shape()[0] == rows)
+            .ok_or_else(|| {
+                let (packed, groups) = (weight.shape(), scales.shape());
+                let message = format!(
+                    "weight `{}`: no quantization of [{rows}, {columns}] has codes {packed:?} {} and scales {groups:?} {}",
+                    w.path(), weight.dtype(), scales.dtype(),
+                );
+                Error::invalid(w.file(), message)
+            })?;
+        Ok(Weight::Quantized { weight, scales, biases, how })
+    }
+
+    /// `x @ self.T`: `[..., columns]` to `[..., rows]`.
+    pub fn project(&self, x: &Array) -> Result<Array> {
+        match self {
+            Weight::Dense(weight) => ops::matmul(x, &ops::swapaxes(weight, 0, 1)?),
+            Weight::Quantized { weight, scales, biases, how } => {
+                ops::quantized_matmul(x, weight, scales, biases.as_ref(), true, *how)
+            }
+        }
+    }
+
+    /// The rows that `ids` names: integers `[...]` to `[..., columns]`. Ids outside wrap around.
+    pub fn rows(&self, ids: &Array) -> Result<Array> {
+        match self {
+            Weight::Dense(weight) => ops::take(weight, ids, 0),
+            Weight::Quantized { weight, scales, biases, how } => {
+                let biases = biases.as_ref().map(|b| ops::take(b, ids, 0)).transpose()?;
+                let (weight, scales) = (ops::take(weight, ids, 0)?, ops::take(scales, ids, 0)?);
+                ops::dequantize(&weight, &scales, biases.as_ref(), *how, None, None)
+            }
+        }
+    }
+}
+
+/// How a matrix of so many columns was quantized. Only the affine mode has floating-point scales, and
+/// each other mode has one pair of bits and group size.
+fn quantization_of(weight: &Array, scales: &Array, columns: i32) -> Option<Quantization> {
+    let ([rows, words], [scale_rows, groups]) = (weight.shape(), scales.shape()) else {
+        return None;
+    };
+    if rows != scale_rows || *groups == 0 || columns == 0 || columns % groups != 0 {
+        return None;
+    }
+    let bits = i32::try_from(i64::from(*words) * 32 / i64::from(columns)).ok()?;
+    let group_size = columns / groups;
+    let of_mode = |&mode: &QuantizationMode| {
+        (mode == QuantizationMode::Affine) == scales.dtype().is_floating()
+            && Quantization { mode, group_size, bits }.check("weight").is_ok()
+    };
+    let mode = QuantizationMode::ALL.into_iter().find(of_mode)?;
+    Some(Quantization { mode, group_size, bits })
+}
+
+impl Module for Weight {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
+        match self {
+            Weight::Dense(weight) => f(&join(path, "weight"), weight),
+            Weight::Quantized { weight, scales, biases, .. } => {
+                f(&join(path, "weight"), weight);
+                f(&join(path, "scales"), scales);
+                biases.visit(&join(path, "biases"), f);
+            }
+        }
+    }
+    fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
+        match self {
+            Weight::Dense(weight) => f(&join(path, "weight"), weight),
+            Weight::Quantized { weight, scales, biases, .. } => {
+                f(&join(path, "weight"), weight);
+                f(&join(path, "scales"), scales);
+                biases.visit_mut(&join(path, "biases"), f);
+            }
+        }
+    }
+}
