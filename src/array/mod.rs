@@ -2,6 +2,7 @@
 
 mod dtype;
 mod host;
+pub mod indexing;
 mod operand;
 mod operators;
 
@@ -11,6 +12,7 @@ use std::marker::PhantomData;
 pub use dtype::{Dtype, Element};
 pub use host::HostTensor;
 pub(crate) use host::element_count;
+pub use indexing::{At, Index, Indices, Slice, strided};
 pub(crate) use operand::operands;
 pub use operand::{Arg, Operand};
 

@@ -5,6 +5,7 @@ mod support;
 
 mod arrays;
 mod fast;
+mod indexing;
 mod losses;
 mod ops_arguments;
 mod ops_quantized;
