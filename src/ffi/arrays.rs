@@ -1,6 +1,6 @@
 //! Reading and making arrays.
 
-use super::{ArrayHandle, CArg, check, clear_stream_errors, enter, op, sys};
+use super::{ArrayHandle, CArg, check, enter, op, sys};
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 
@@ -46,22 +46,19 @@ pub(crate) fn array_dtype(array: &Array) -> Dtype {
     Dtype::from_code(code).expect("mlx-c has no other dtypes")
 }
 
-/// Computes `arrays` and waits for them. What a stream keeps of an error is cleared.
-pub(crate) fn eval(arrays: &super::VectorArray) -> Result<()> {
+/// Computes `arrays`, and waits for them unless `asynchronous`. What has failed goes on failing.
+pub(crate) fn eval(arrays: &super::VectorArray, asynchronous: bool) -> Result<()> {
+    super::ready(crate::device::default_device())?;
     let _guard = enter();
     // SAFETY: a live list of live arrays.
-    let result = check("eval", unsafe { sys::mlx_eval(arrays.0) });
-    if result.is_err() {
-        clear_stream_errors();
-    }
-    result
+    check("eval", unsafe { sys::mlxport_eval(arrays.0, asynchronous) })
 }
 
 /// The elements of `array`, computed, as bytes in row-major order.
 pub(crate) fn array_bytes(array: &Array) -> Result<Vec<u8>> {
     let _guard = enter();
     let mut array = array.clone();
-    eval(&super::VectorArray::new([&array]))?;
+    eval(&super::VectorArray::new([&array]), false)?;
     let mut row_major = false;
     // SAFETY: a live, computed array.
     let code = unsafe { sys::_mlx_array_is_row_contiguous(&mut row_major, array.c()) };
@@ -69,7 +66,7 @@ pub(crate) fn array_bytes(array: &Array) -> Result<Vec<u8>> {
     if !row_major {
         let (source, col_major) = (array, false);
         array = op!(mlx_contiguous(source, col_major))?;
-        eval(&super::VectorArray::new([&array]))?;
+        eval(&super::VectorArray::new([&array]), false)?;
     }
     let nbytes = array.nbytes();
     if nbytes == 0 {

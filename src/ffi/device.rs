@@ -80,3 +80,10 @@ pub(crate) fn blas_config() -> String {
     let text = unsafe { CStr::from_ptr(sys::mlxport_blas_config()) };
     text.to_string_lossy().into_owned()
 }
+
+/// Whether MLX finds the C++ compiler that it builds fused operations with.
+pub(crate) fn cpu_compiler_is_available() -> bool {
+    let _guard = enter();
+    // SAFETY: no arguments.
+    unsafe { sys::mlxport_cpu_compiler_is_available() }
+}

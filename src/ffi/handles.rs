@@ -1,6 +1,7 @@
 //! Owned C handles. Each frees what it holds once, under the lock.
 
-use std::ffi::{CStr, c_char};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
 
 use super::{CArg, call, enter, sys};
 use crate::array::Array;
@@ -135,6 +136,28 @@ pub(super) unsafe fn arrays_of(list: sys::mlx_vector_array) -> Result<Vec<Array>
     (0..size).map(get).collect()
 }
 
+/// New references to the entries of a map that C owns.
+///
+/// # Safety
+/// `map` must be a live map.
+pub(super) unsafe fn named_arrays_of(map: sys::mlx_map_string_to_array) -> Result<BTreeMap<String, Array>> {
+    let mut out = BTreeMap::new();
+    let _guard = enter();
+    // SAFETY: the caller vouches for `map`; keys are copied while it lives, and the iterator is freed.
+    unsafe {
+        let iterator = sys::mlx_map_string_to_array_iterator_new(map);
+        loop {
+            let (mut key, mut value) = (std::ptr::null(), ArrayHandle::empty());
+            if sys::mlx_map_string_to_array_iterator_next(&mut key, &mut value.0, iterator) != 0 {
+                break;
+            }
+            out.insert(CStr::from_ptr(key).to_string_lossy().into_owned(), Array::from_handle(value));
+        }
+        sys::mlx_map_string_to_array_iterator_free(iterator);
+    }
+    Ok(out)
+}
+
 impl VectorString {
     pub(crate) fn new(strings: &[&CStr]) -> Self {
         let mut raw: Vec<*const c_char> = strings.iter().map(|s| s.as_ptr()).collect();
@@ -186,8 +209,35 @@ impl MapArrays {
     }
 }
 
+/// `arrays`, traced by a transform, with the constants among their graph's leaves in row-major order.
+pub(crate) fn dense_constants(arrays: &[Array]) -> Result<Vec<Array>> {
+    let (arrays, mut out) = (VectorArray::new(arrays), VectorArray::empty());
+    call!(mlxport_dense_constants; out.0; arrays)?;
+    out.to_arrays()
+}
+
+/// The graph of `outputs` in DOT, with `names` for some of its arrays.
+pub(crate) fn graph_dot(outputs: &VectorArray, names: &[(CString, &Array)]) -> Result<String> {
+    handle!(
+        /// Names of arrays.
+        Namer(mlx_node_namer), mlx_node_namer_free
+    );
+    let mut namer = Namer::empty();
+    let _guard = enter();
+    // SAFETY: no arguments.
+    namer.0 = unsafe { sys::mlx_node_namer_new() };
+    for (name, array) in names {
+        let name = name.as_c_str();
+        call!(mlx_node_namer_set_name;; namer, array, name)?;
+    }
+    let mut text = StringHandle::empty();
+    call!(mlxport_graph_dot; text.0; namer, outputs)?;
+    Ok(text.text())
+}
+
 /// MLX's own text for an array.
 pub(crate) fn array_text(array: &Array) -> Result<String> {
+    super::eval(&VectorArray::new([array]), false)?;
     let mut text = StringHandle::empty();
     call!(mlx_array_tostring; text.0; array)?;
     Ok(text.text())

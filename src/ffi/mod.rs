@@ -50,6 +50,8 @@ thread_local! {
 pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
     let guard = LOCK.lock();
     START.call_once(|| {
+        // SAFETY: no arguments.
+        unsafe { sys::mlxport_start() };
         // SAFETY: the handler is a function of this module that lives as long as the process.
         unsafe { sys::mlx_set_error_handler(Some(keep_message), std::ptr::null_mut(), None) };
         if let Some(path) = option_env!("MLXPORT_METALLIB")
@@ -84,16 +86,40 @@ pub(crate) fn check(op: &'static str, code: c_int) -> Result<()> {
 
 /// The error of a call that has just failed.
 pub(crate) fn last_error(op: &'static str) -> Error {
-    let message = MESSAGE.with(|slot| slot.borrow_mut().take());
-    if let Some(error) = FROM_CLOSURE.with(|slot| slot.borrow_mut().take()) {
-        return error;
-    }
+    let message = MESSAGE.try_with(|slot| slot.borrow_mut().take()).ok().flatten();
+    let from_closure = FROM_CLOSURE.try_with(|slot| slot.borrow_mut().take()).ok().flatten();
     let message = message.unwrap_or_else(|| "failed without a message".into());
     // mlx-c appends " at <file>:<line>" of its own source, which says nothing to our callers.
     let message = match message.rfind(" at ") {
         Some(at) if message[at..].contains(".cpp:") => message[..at].to_owned(),
         _ => message,
     };
-    let op = op.strip_prefix("mlx_").unwrap_or(op);
-    Error::Mlx { op, message }
+    // What mlx-c says when a closure has failed; after another failure an error still kept is stale.
+    match from_closure {
+        Some(error) if message.ends_with("returned a non-zero value") => error,
+        _ => Error::Mlx { op: short_name(op), message },
+    }
+}
+
+/// The name of a C function without what only C needs.
+fn short_name(op: &'static str) -> &'static str {
+    let op =
+        ["mlx_", "mlxport_", "closure_", "detail_"].iter().fold(op, |op, p| op.strip_prefix(p).unwrap_or(op));
+    op.strip_suffix("_apply").unwrap_or(op)
+}
+
+/// Runs a call in which MLX walks a graph by recursion: on a stack for some million operations, of which
+/// only what is used takes memory.
+pub(crate) fn on_deep_stack<R>(call: impl FnOnce() -> R) -> R {
+    const STACK: usize = 512 << 20;
+    stacker::maybe_grow(STACK / 2, STACK, call)
+}
+
+/// Runs `f`, which may call MLX, in the midst of a failing call whose error is still to be read.
+fn keeping_errors(f: impl FnOnce()) {
+    let message = MESSAGE.try_with(|slot| slot.borrow_mut().take()).ok().flatten();
+    let from_closure = FROM_CLOSURE.try_with(|slot| slot.borrow_mut().take()).ok().flatten();
+    f();
+    let _ = MESSAGE.try_with(|slot| *slot.borrow_mut() = message);
+    let _ = FROM_CLOSURE.try_with(|slot| *slot.borrow_mut() = from_closure);
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::{check, enter, sys};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A stream that no thread uses at present.
 struct Idle(Device, sys::mlx_stream);
@@ -54,14 +54,16 @@ impl StreamHandle {
     pub(crate) fn synchronize(&self) -> Result<()> {
         let _guard = enter();
         // SAFETY: the stream is live.
-        check("synchronize", unsafe { sys::mlx_synchronize(self.raw) })
+        check("synchronize", unsafe { sys::mlxport_synchronize(self.raw) })
     }
 }
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
         // What is still queued finishes, and an error nobody asked for goes with its owner.
-        let _ = self.synchronize();
+        let _guard = enter();
+        // SAFETY: the stream is live.
+        unsafe { sys::mlxport_finish_stream(self.raw) };
         POOL.lock().push(Idle(self.device, self.raw));
     }
 }
@@ -90,13 +92,21 @@ thread_local! {
     static OWN: RefCell<Vec<StreamHandle>> = const { RefCell::new(Vec::new()) };
     /// The stream of the innermost `with_stream` or `with_device`.
     static SCOPED: Cell<Option<(Device, sys::mlx_stream)>> = const { Cell::new(None) };
+    /// Whether the thread has had a stream.
+    static STARTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This thread's default stream of `device`.
+/// This thread's default stream of `device`. Fails when the thread's end has come for `OWN`: from then
+/// on the thread can drop arrays, but not compute.
 fn own_stream(device: Device) -> Result<sys::mlx_stream> {
-    let found = OWN.with_borrow(|own| own.iter().find(|s| s.device == device).map(|s| s.raw));
-    if let Some(raw) = found {
-        return Ok(raw);
+    let gone = |_| Error::unsupported("an operation", "the thread is ending");
+    if STARTED.get() {
+        let found = |own: &RefCell<Vec<StreamHandle>>| {
+            own.borrow().iter().find(|s| s.device == device).map(|s| s.raw)
+        };
+        if let Some(raw) = OWN.try_with(found).map_err(gone)? {
+            return Ok(raw);
+        }
     }
     let stream = StreamHandle::take(device)?;
     let raw = stream.raw;
@@ -105,9 +115,18 @@ fn own_stream(device: Device) -> Result<sys::mlx_stream> {
         let _guard = enter();
         // SAFETY: the stream is live.
         check("set_default_stream", unsafe { sys::mlx_set_default_stream(raw) })?;
+        // SAFETY: no arguments. Makes MLX's own thread-locals, before `OWN`, hence outliving it.
+        unsafe { sys::mlxport_start_thread() };
     }
-    OWN.with_borrow_mut(|own| own.push(stream));
+    STARTED.set(true);
+    OWN.try_with(|own| own.borrow_mut().push(stream)).map_err(gone)?;
     Ok(raw)
+}
+
+/// Sees to it that this thread has a stream of `device`, for calls into MLX that need one unasked: it
+/// would make one for each thread, and a CPU stream is an operating-system thread that never ends.
+pub(crate) fn ready(device: Device) -> Result<()> {
+    own_stream(device).map(|_| ())
 }
 
 /// The stream that operations of this thread go to now.
@@ -134,7 +153,11 @@ pub(crate) fn scoped<R>(target: Result<&StreamHandle, Device>, f: impl FnOnce() 
         }
     }
     let next = match target {
-        Ok(stream) => (stream.device, stream.raw),
+        // An empty handle for a thread that is ending: see `own_stream`.
+        Ok(stream) => match own_stream(stream.device) {
+            Ok(_) => (stream.device, stream.raw),
+            Err(_) => (stream.device, sys::mlx_stream { ctx: std::ptr::null_mut() }),
+        },
         Err(device) => (device, own_stream(device)?),
     };
     let _restore = Restore(SCOPED.replace(Some(next)));
@@ -143,29 +166,8 @@ pub(crate) fn scoped<R>(target: Result<&StreamHandle, Device>, f: impl FnOnce() 
 
 /// Waits for the current stream.
 pub(crate) fn synchronize_current() -> Result<()> {
+    let stream = current_stream();
     let _guard = enter();
     // SAFETY: the stream is live, or empty, which MLX reports.
-    check("synchronize", unsafe { sys::mlx_synchronize(current_stream()) })
-}
-
-/// Waits for all streams and drops the errors they hold, so that an error which has been reported
-/// once does not come back from the next, unrelated evaluation.
-pub(crate) fn clear_stream_errors() {
-    let _guard = enter();
-    // SAFETY: no arguments; the list is freed below.
-    let mut all = unsafe { sys::mlx_vector_stream_new() };
-    // SAFETY: `all` is a live list that MLX fills; every stream read from it is freed after use.
-    unsafe {
-        if sys::mlx_get_streams(&mut all) == 0 {
-            for i in 0..sys::mlx_vector_stream_size(all) {
-                let mut stream = sys::mlx_stream { ctx: std::ptr::null_mut() };
-                if sys::mlx_vector_stream_get(&mut stream, all, i) == 0 {
-                    sys::mlx_synchronize(stream);
-                    sys::mlx_stream_free(stream);
-                }
-            }
-        }
-        sys::mlx_vector_stream_free(all);
-    }
-    super::MESSAGE.with(|slot| slot.borrow_mut().take());
+    check("synchronize", unsafe { sys::mlxport_synchronize(stream) })
 }

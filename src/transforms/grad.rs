@@ -1,8 +1,9 @@
 //! Derivatives.
 
 use crate::array::Array;
+use crate::device::default_device;
 use crate::error::{Error, Result};
-use crate::ffi::{Closure, ValueAndGrad, VectorArray, call};
+use crate::ffi::{self, Closure, ValueAndGrad, VectorArray, call};
 
 /// The gradient of `f` at `x`, in the shape and dtype of `x`.
 ///
@@ -46,18 +47,19 @@ pub fn value_and_grad_with<'a, R: Into<Vec<Array>>>(
     args: impl IntoIterator<Item = &'a Array>,
     argnums: &[i32],
 ) -> Result<(Vec<Array>, Vec<Array>)> {
-    let f = Closure::new(|args| {
+    ffi::ready(default_device())?;
+    let f = Closure::new(Box::new(|args| {
         let values = f(args)?.into();
         if values.is_empty() {
             return Err(Error::argument("grad", "the function returned no value"));
         }
         Ok(values)
-    });
+    }));
     let args = VectorArray::new(args);
     let mut with_grad = ValueAndGrad::empty();
     call!(mlx_value_and_grad; with_grad.0; f, [argnums])?;
     let (mut values, mut grads) = (VectorArray::empty(), VectorArray::empty());
-    call!(mlx_closure_value_and_grad_apply; values.0, grads.0; with_grad, args)?;
+    ffi::on_deep_stack(|| call!(mlx_closure_value_and_grad_apply; values.0, grads.0; with_grad, args))?;
     Ok((values.to_arrays()?, in_order(grads.to_arrays()?, argnums, args.len())))
 }
 

@@ -12,4 +12,7 @@ mod ops_quantized;
 mod optim;
 mod random;
 mod tolerances;
+mod transforms_custom;
+mod transforms_export;
 mod transforms_grad;
+mod transforms_vector;
