@@ -16,14 +16,16 @@
 mod config;
 mod files;
 mod map;
+mod pattern;
 mod python_json;
 mod rules;
 mod suggest;
+mod transform;
 mod weights;
 
 pub use config::{Config, QuantizationConfig};
 pub use files::Files;
-pub use map::{Dropped, Step, Transform, WeightMap};
+pub use map::{Dropped, Row, WeightMap};
 pub use rules::{Rule, Rules};
 pub use weights::Weights;
 

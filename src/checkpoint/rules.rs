@@ -7,12 +7,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::map::{Transform, WeightMap};
+use super::map::WeightMap;
+use super::pattern::{Captures, Pattern, substitute};
+use super::transform::Transform;
+use crate::array::Dtype;
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
 
-/// One rule. Keys are patterns: `{}` stands for one or more characters without a dot, `*` for any
-/// characters. In a new name, each `{}` or `*` is what the one in its place has matched.
+/// One rule.
+///
+/// Keys are patterns: `{}` stands for one or more characters without a dot, `*` for any characters,
+/// `{#}` for an index. A pattern of shapes may follow: `*.conv1d.weight [_, 1, _]` matches three
+/// dimensions of which the second is 1. In a new name, each `{}` or `*` is what the one in its place
+/// has matched.
 ///
 /// A rule applies to every key that matches when its turn comes, and to nothing if none does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +46,65 @@ pub enum Rule {
         from: String,
         /// Its second name.
         to: String,
+    },
+    /// One tensor cut into several.
+    Split {
+        /// The keys.
+        from: String,
+        /// The names of the parts.
+        to: Vec<String>,
+        /// Along which axis; negative axes count from the last.
+        axis: i32,
+        /// The sizes of the parts; equal ones if empty.
+        #[serde(default)]
+        sizes: Vec<i32>,
+    },
+    /// Several tensors joined along an axis that they have.
+    Merge {
+        /// The keys, in order. The first one's wildcards say where the others are.
+        from: Vec<String>,
+        /// The name of the whole.
+        to: String,
+        /// Along which axis.
+        axis: i32,
+    },
+    /// Tensors of one shape joined along a new axis: the experts of a layer.
+    Stack {
+        /// The keys; `{#}` counts from 0 without gaps.
+        from: String,
+        /// The name of the whole.
+        to: String,
+        /// Where the new axis is.
+        axis: i32,
+    },
+    /// The axes in another order.
+    Transpose {
+        /// The keys.
+        key: String,
+        /// Which axis comes first, second, ...
+        axes: Vec<i32>,
+    },
+    /// The same elements, row-major, in another shape.
+    Reshape {
+        /// The keys.
+        key: String,
+        /// The shape; 0 stands for the size that is there, one -1 for what is left.
+        shape: Vec<i32>,
+    },
+    /// A number added to every element: the 1 of a norm whose checkpoint has `weight - 1`. Backwards
+    /// it is exact as far as the dtype holds the sums.
+    Add {
+        /// The keys.
+        key: String,
+        /// The number.
+        value: f32,
+    },
+    /// Another dtype. Backwards it is exact if the other dtype is the wider one.
+    Cast {
+        /// The keys.
+        key: String,
+        /// The dtype.
+        dtype: Dtype,
     },
 }
 
@@ -74,12 +140,50 @@ impl Rules {
         self.and(Rule::Tie { from: from.into(), to: to.into() })
     }
 
+    /// And [`Rule::Split`].
+    pub fn split(self, from: &str, to: &[&str], axis: i32, sizes: &[i32]) -> Self {
+        let to = to.iter().map(|&to| to.into()).collect();
+        self.and(Rule::Split { from: from.into(), to, axis, sizes: sizes.to_vec() })
+    }
+
+    /// And [`Rule::Merge`].
+    pub fn merge(self, from: &[&str], to: &str, axis: i32) -> Self {
+        let from = from.iter().map(|&from| from.into()).collect();
+        self.and(Rule::Merge { from, to: to.into(), axis })
+    }
+
+    /// And [`Rule::Stack`] along a new first axis.
+    pub fn stack(self, from: &str, to: &str) -> Self {
+        self.and(Rule::Stack { from: from.into(), to: to.into(), axis: 0 })
+    }
+
+    /// And [`Rule::Transpose`].
+    pub fn transpose(self, key: &str, axes: &[i32]) -> Self {
+        self.and(Rule::Transpose { key: key.into(), axes: axes.to_vec() })
+    }
+
+    /// And [`Rule::Reshape`].
+    pub fn reshape(self, key: &str, shape: &[i32]) -> Self {
+        self.and(Rule::Reshape { key: key.into(), shape: shape.to_vec() })
+    }
+
+    /// And [`Rule::Add`].
+    pub fn add(self, key: &str, value: f32) -> Self {
+        self.and(Rule::Add { key: key.into(), value })
+    }
+
+    /// And [`Rule::Cast`].
+    pub fn cast(self, key: &str, dtype: Dtype) -> Self {
+        self.and(Rule::Cast { key: key.into(), dtype })
+    }
+
     /// The rules in order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.0.iter()
     }
 
-    /// What the rules do to these tensors. Fails if two of them get the same name.
+    /// What the rules do to these tensors, which have different names. Fails if two weights get the
+    /// same name, if a part to merge or stack is missing, and if shapes do not fit.
     pub fn plan(&self, tensors: &[TensorInfo]) -> Result<WeightMap> {
         let current = tensors.iter().enumerate().map(|(at, tensor)| (tensor.key.clone(), at)).collect();
         let mut plan = Plan { map: WeightMap::identity(tensors), current };
@@ -91,95 +195,133 @@ impl Rules {
     }
 }
 
-/// A map in the making: the names that hold after the rules so far.
+/// A map in the making.
 struct Plan {
     map: WeightMap,
+    /// The names that hold after the rules so far.
     current: BTreeMap<String, usize>,
 }
 
+/// One place where a rule applies: the tensors that go in, and the names of those that come out.
+type Place = (Vec<usize>, Vec<String>);
+
 impl Plan {
     fn apply(&mut self, rule: &Rule) -> Result<()> {
-        match rule {
-            Rule::Rename { from, to } => {
-                let matching = self.matching(from);
-                // All go before any comes, so that one rule may exchange names.
-                let taken: Vec<usize> = matching.iter().map(|(key, _)| self.take(key)).collect();
-                for (at, (_, captures)) in taken.into_iter().zip(matching) {
-                    self.step(Transform::Rename, vec![at], substitute(to, &captures))?;
-                }
-            }
+        let renamed = |to: &String| vec![to.clone()];
+        let (transform, places) = match rule {
             Rule::Drop { key, reason } => {
-                for (key, _) in self.matching(key) {
-                    let at = self.take(&key);
+                for at in self.same(key).into_iter().flat_map(|(inputs, _)| inputs) {
                     self.map.drop_tensor(at, reason);
+                    self.current.remove(&self.map.info(at).key);
                 }
+                return Ok(());
             }
-            Rule::Tie { from, to } => {
-                for (key, captures) in self.matching(from) {
-                    self.step(Transform::Tie, vec![self.current[&key]], substitute(to, &captures))?;
+            Rule::Rename { from, to } => (Transform::Rename, self.places(from, &renamed(to))),
+            Rule::Tie { from, to } => (Transform::Tie, self.places(from, &renamed(to))),
+            Rule::Split { from, to, axis, sizes } => {
+                if !sizes.is_empty() && sizes.len() != to.len() {
+                    let message = format!("`{from}`: {} sizes for {} parts", sizes.len(), to.len());
+                    return Err(Error::argument("weight_rules", message));
                 }
+                let sizes = if sizes.is_empty() { vec![-1; to.len()] } else { sizes.clone() };
+                (Transform::Split { axis: *axis, sizes }, self.places(from, to))
+            }
+            Rule::Merge { from, to, axis } => (Transform::Merge { axis: *axis }, self.merged(from, to)?),
+            Rule::Stack { from, to, axis } => (Transform::Stack { axis: *axis }, self.stacked(from, to)?),
+            Rule::Transpose { key, axes } => (Transform::Transpose { axes: axes.clone() }, self.same(key)),
+            Rule::Reshape { key, shape } => (Transform::Reshape { shape: shape.clone() }, self.same(key)),
+            Rule::Add { key, value } => (Transform::Add { value: *value }, self.same(key)),
+            Rule::Cast { key, dtype } => (Transform::Cast { dtype: *dtype }, self.same(key)),
+        };
+        // All inputs go before any output comes, so that one rule may exchange names.
+        if transform != Transform::Tie {
+            for at in places.iter().flat_map(|(inputs, _)| inputs) {
+                self.current.remove(&self.map.info(*at).key);
+            }
+        }
+        for (inputs, names) in places {
+            self.step(transform.clone(), inputs, names)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, transform: Transform, inputs: Vec<usize>, names: Vec<String>) -> Result<()> {
+        let made_of =
+            |at: usize| self.map.sources_of(at).map(|tensor| tensor.key.clone()).collect::<Vec<_>>();
+        let first = made_of(inputs[0]).join("` + `");
+        for name in &names {
+            if let Some(&other) = self.current.get(name) {
+                let other = made_of(other).join("` + `");
+                let message = format!("`{first}` and `{other}` would both be `{name}`");
+                return Err(Error::argument("weight_rules", message));
+            }
+        }
+        let made = self.map.add_step(transform, inputs, &names);
+        let made = made.map_err(|e| Error::argument("weight_rules", format!("`{first}`: {e}")))?;
+        for (name, at) in names.iter().zip(made) {
+            if self.current.insert(name.clone(), at).is_some() {
+                let message = format!("two parts of `{first}` would be `{name}`");
+                return Err(Error::argument("weight_rules", message));
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, key: &str) -> usize {
-        self.current.remove(key).expect("a key that has matched")
-    }
-
-    /// Adds a step that makes `key`.
-    fn step(&mut self, transform: Transform, inputs: Vec<usize>, key: String) -> Result<()> {
-        if let Some(&other) = self.current.get(&key) {
-            let [a, b] = [other, inputs[0]].map(|at| self.map.source_keys(at).join("` + `"));
-            let message = format!("`{a}` and `{b}` would both be `{key}`");
-            return Err(Error::argument("weight_rules", message));
-        }
-        let at = self.map.add_step(transform, inputs, key.clone());
-        self.current.insert(key, at);
-        Ok(())
-    }
-
-    fn matching(&self, pattern: &str) -> Vec<(String, Vec<String>)> {
-        let found = self.current.keys().filter_map(|key| {
-            let captures = captures(pattern, key)?;
-            Some((key.clone(), captures.into_iter().map(str::to_owned).collect()))
+    /// The keys that match, with their tensors.
+    fn matching(&self, pattern: &str) -> Vec<(String, usize, Captures<'_>)> {
+        let pattern = Pattern::new(pattern);
+        let found = self.current.iter().filter_map(|(key, &at)| {
+            let captures = pattern.captures(key, &self.map.info(at).shape)?;
+            Some((key.clone(), at, captures))
         });
         found.collect()
     }
-}
 
-/// What the wildcards of `pattern` match in `key`, or `None` if it does not match as a whole. Where
-/// several ways match, each wildcard takes as little as it can.
-fn captures<'k>(pattern: &str, key: &'k str) -> Option<Vec<&'k str>> {
-    let Some((literal, dotted, rest)) = next_wildcard(pattern) else {
-        return (pattern == key).then(Vec::new);
-    };
-    let key = key.strip_prefix(literal)?;
-    let shortest = if dotted { 0 } else { 1 };
-    let longest = if dotted { key.len() } else { key.find('.').unwrap_or(key.len()) };
-    (shortest..=longest).filter(|&end| key.is_char_boundary(end)).find_map(|end| {
-        let mut found = vec![&key[..end]];
-        found.extend(captures(rest, &key[end..])?);
-        Some(found)
-    })
-}
-
-/// `to` with its wildcards replaced by what was captured.
-fn substitute(to: &str, captures: &[String]) -> String {
-    let (mut out, mut rest) = (String::new(), to);
-    let mut captures = captures.iter();
-    while let Some((literal, _, after)) = next_wildcard(rest) {
-        out.push_str(literal);
-        out.push_str(captures.next().map_or("", String::as_str));
-        rest = after;
+    /// Each tensor on its own, and new names for what becomes of it.
+    fn places(&self, from: &str, to: &[String]) -> Vec<Place> {
+        let names = |captures: &Captures| to.iter().map(|to| substitute(to, captures)).collect();
+        self.matching(from).iter().map(|(_, at, captures)| (vec![*at], names(captures))).collect()
     }
-    out + rest
-}
 
-/// The text before the first wildcard, whether that matches dots, and the text after it.
-fn next_wildcard(pattern: &str) -> Option<(&str, bool, &str)> {
-    let star = pattern.find('*').map(|at| (at, 1));
-    let segment = pattern.find("{}").map(|at| (at, 2));
-    let (at, len) = [star, segment].into_iter().flatten().min()?;
-    Some((&pattern[..at], len == 1, &pattern[at + len..]))
+    /// Each tensor on its own, under the name that it has.
+    fn same(&self, key: &str) -> Vec<Place> {
+        self.matching(key).into_iter().map(|(key, at, _)| (vec![at], vec![key])).collect()
+    }
+
+    fn merged(&self, from: &[String], to: &str) -> Result<Vec<Place>> {
+        let Some(first) = from.first() else { return Ok(Vec::new()) };
+        let place = |(key, _, captures): &(String, usize, Captures)| {
+            let part = |from: &String| {
+                let name = substitute(Pattern::new(from).name(), captures);
+                let missing = || format!("`{name}` is missing, which is to be merged with `{key}`");
+                self.current.get(&name).copied().ok_or_else(|| Error::argument("weight_rules", missing()))
+            };
+            let inputs = from.iter().map(part).collect::<Result<_>>()?;
+            Ok((inputs, vec![substitute(to, captures)]))
+        };
+        self.matching(first).iter().map(place).collect()
+    }
+
+    fn stacked(&self, from: &str, to: &str) -> Result<Vec<Place>> {
+        let mut stacks: BTreeMap<Vec<String>, BTreeMap<usize, usize>> = BTreeMap::new();
+        let mut names = BTreeMap::new();
+        for (_, at, captures) in self.matching(from) {
+            let stack: Vec<String> = captures.parts.iter().map(|&part| part.to_owned()).collect();
+            names.insert(stack.clone(), substitute(to, &Captures { index: None, ..captures.clone() }));
+            let index = captures.index.unwrap_or_default();
+            if stacks.entry(stack).or_default().insert(index, at).is_some() {
+                let message = format!("`{from}` matches number {index} twice");
+                return Err(Error::argument("weight_rules", message));
+            }
+        }
+        let place = |(stack, members): (Vec<String>, BTreeMap<usize, usize>)| {
+            let name = &names[&stack];
+            if let Some(missing) = (0..members.len()).find(|index| !members.contains_key(index)) {
+                let message = format!("number {missing} of `{from}` is missing for `{name}`");
+                return Err(Error::argument("weight_rules", message));
+            }
+            Ok((members.into_values().collect(), vec![name.clone()]))
+        };
+        stacks.into_iter().map(place).collect()
+    }
 }

@@ -78,12 +78,8 @@ fn absurd_numbers_are_refused_by_name() {
 
 #[test]
 fn what_is_not_an_object_is_refused() {
-    for text in
-        ["", "[]", "1", "null", "NaN", "Infinity", "{", "{\"a\":}", "{\"a\": NaNa}", "{NaN: 1}", "\u{feff}{}"]
-    {
-        Config::parse("config.json", text)
-            .map(|c| assert!(c.args::<Args>().is_err(), "{text}"))
-            .unwrap_or_default();
+    for text in ["", "[]", "1", "null", "NaN", "{", "{\"a\":}", "{\"a\": NaNa}", "{NaN: 1}", "\u{feff}{}"] {
+        assert!(Config::parse("config.json", text).is_err(), "{text}");
     }
     let deep = format!("{}{}", "{\"a\":".repeat(100_000), "1");
     assert!(refusal(&deep).contains("recursion limit"));

@@ -2,6 +2,7 @@
 
 mod config;
 mod raw;
+mod rules;
 mod safetensors;
 mod shards;
 mod weights;
