@@ -80,6 +80,11 @@ impl Dtype {
         self.is_floating() || self == Dtype::Complex64
     }
 
+    /// `int8` to `int64`.
+    pub fn is_signed(self) -> bool {
+        matches!(self, Dtype::Int8 | Dtype::Int16 | Dtype::Int32 | Dtype::Int64)
+    }
+
     /// Signed or unsigned integers; not `bool`.
     pub fn is_integer(self) -> bool {
         !self.is_inexact() && self != Dtype::Bool

@@ -1,10 +1,10 @@
-//! `+ - * / %`, unary `-` and `!`, on arrays, results of operations and numbers.
+//! `+ - * / % & | ^ << >>`, unary `-` and `!`, on arrays, results of operations and numbers.
 //!
 //! All are the functions of [`crate::ops`], so `&a + &b` and `ops::add(&a, &b)` are one path. They
 //! return `Result<Array>`, and take one on the side where Rust's coherence rules let them:
 //! `((&x * 0.5) + &y)?`.
 
-use std::ops::{Add, Div, Mul, Neg, Not, Rem, Sub};
+use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Not, Rem, Shl, Shr, Sub};
 
 use super::{Array, Operand};
 use crate::error::Result;
@@ -61,6 +61,11 @@ binary! {
     Mul::mul => ops::multiply;
     Div::div => ops::divide;
     Rem::rem => ops::remainder;
+    BitAnd::bitand => ops::bitwise_and;
+    BitOr::bitor => ops::bitwise_or;
+    BitXor::bitxor => ops::bitwise_xor;
+    Shl::shl => ops::left_shift;
+    Shr::shr => ops::right_shift;
 }
 
 macro_rules! unary {

@@ -26,6 +26,28 @@ pub(crate) fn array_from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Res
     Ok(Array::from_handle(ArrayHandle(handle)))
 }
 
+/// The output of an operation, if it is an array that can exist.
+pub(crate) fn finish(op: &'static str, handle: ArrayHandle) -> Result<Array> {
+    let array = Array::from_handle(handle);
+    check_size(op, &array).map(|()| array)
+}
+
+/// Fails for a shape that is negative somewhere or does not fit into memory. MLX computes sizes modulo
+/// 2^64 and does not look whether an allocation failed, so no such array may ever be computed.
+pub(crate) fn check_size(op: &'static str, array: &Array) -> Result<()> {
+    let _guard = enter();
+    let (shape, dtype) = (array_shape(array), array_dtype(array));
+    let bytes = crate::array::element_count(shape).and_then(|n| n.checked_mul(dtype.size()));
+    if bytes.is_some_and(|bytes| bytes <= super::largest_array()) {
+        return Ok(());
+    }
+    let op = op.strip_prefix("mlx_").unwrap_or(op);
+    Err(Error::argument(
+        op,
+        format!("a result of shape {shape:?} of {dtype} is beyond this machine's memory"),
+    ))
+}
+
 pub(crate) fn array_shape(array: &Array) -> &[i32] {
     let _guard = enter();
     // SAFETY: the handle is live. A shape never changes, and lives as long as the node that

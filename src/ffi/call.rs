@@ -98,7 +98,7 @@ macro_rules! op {
     ($f:ident($($args:tt)*)) => {{
         let mut out = $crate::ffi::ArrayHandle::empty();
         $crate::ffi::call!($f; out.0; $($args)* , stream)
-            .map(|()| $crate::array::Array::from_handle(out))
+            .and_then(|()| $crate::ffi::finish(stringify!($f), out))
     }};
 }
 
@@ -107,10 +107,10 @@ macro_rules! ops2 {
     ($f:ident($($args:tt)*)) => {{
         let mut first = $crate::ffi::ArrayHandle::empty();
         let mut second = $crate::ffi::ArrayHandle::empty();
-        $crate::ffi::call!($f; first.0, second.0; $($args)* , stream).map(|()| (
-            $crate::array::Array::from_handle(first),
-            $crate::array::Array::from_handle(second),
-        ))
+        $crate::ffi::call!($f; first.0, second.0; $($args)* , stream).and_then(|()| Ok((
+            $crate::ffi::finish(stringify!($f), first)?,
+            $crate::ffi::finish(stringify!($f), second)?,
+        )))
     }};
 }
 
@@ -118,7 +118,11 @@ macro_rules! ops2 {
 macro_rules! ops_vec {
     ($f:ident($($args:tt)*)) => {{
         let mut out = $crate::ffi::VectorArray::empty();
-        $crate::ffi::call!($f; out.0; $($args)* , stream).and_then(|()| out.to_arrays())
+        $crate::ffi::call!($f; out.0; $($args)* , stream).and_then(|()| {
+            let outputs = out.to_arrays()?;
+            outputs.iter().try_for_each(|array| $crate::ffi::check_size(stringify!($f), array))?;
+            Ok(outputs)
+        })
     }};
 }
 

@@ -24,6 +24,7 @@ pub(crate) mod sys {
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
@@ -39,6 +40,8 @@ pub(crate) use streams::*;
 
 static LOCK: ReentrantMutex<()> = ReentrantMutex::new(());
 static START: Once = Once::new();
+/// MLX's memory limit before anyone has changed it: most of the machine's memory.
+static LARGEST: AtomicUsize = AtomicUsize::new(isize::MAX as usize);
 
 thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
@@ -54,6 +57,11 @@ pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
         unsafe { sys::mlxport_start() };
         // SAFETY: the handler is a function of this module that lives as long as the process.
         unsafe { sys::mlx_set_error_handler(Some(keep_message), std::ptr::null_mut(), None) };
+        let mut limit = 0;
+        // SAFETY: `limit` is a live integer.
+        if unsafe { sys::mlx_get_memory_limit(&mut limit) } == 0 {
+            LARGEST.store(limit, Ordering::Relaxed);
+        }
         if let Some(path) = option_env!("MLXPORT_METALLIB")
             && let Ok(path) = std::ffi::CString::new(path)
         {
@@ -62,6 +70,11 @@ pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
         }
     });
     guard
+}
+
+/// Bytes of the largest array that is let through.
+fn largest_array() -> usize {
+    LARGEST.load(Ordering::Relaxed)
 }
 
 extern "C" fn keep_message(message: *const c_char, _data: *mut c_void) {

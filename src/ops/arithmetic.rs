@@ -4,10 +4,10 @@
 
 use std::ops::{RangeFrom, RangeInclusive, RangeToInclusive};
 
-use super::{binary, unary};
-use crate::array::{Arg, Array, Dtype, Operand};
+use super::{binary, greater_equal, less_equal, logical_and, unary, where_};
+use crate::array::{Arg, Array, Dtype, Operand, operands};
 use crate::error::Result;
-use crate::ffi::{op, ops_vec};
+use crate::ffi::{self, op, ops_vec};
 
 binary! {
     /// `a + b`.
@@ -18,10 +18,6 @@ binary! {
     multiply => mlx_multiply;
     /// `a / b`, in floating point.
     divide => mlx_divide;
-    /// `a / b` rounded down; of integers, rounded towards zero.
-    floor_divide => mlx_floor_divide;
-    /// The remainder of `a / b`, with the sign of `b`.
-    remainder => mlx_remainder;
     /// `a` to the power `b`.
     power => mlx_power;
     /// The larger of each pair; NaN if either is.
@@ -68,11 +64,74 @@ pub fn round(a: &Array, decimals: i32) -> Result<Array> {
     op!(mlx_round(a, decimals))
 }
 
+/// `a / b` rounded down; of integers, 0 where `b` is 0.
+///
+/// (MLX 0.32.2 itself rounds signed integers towards zero here, but not in `divmod`.)
+pub fn floor_divide(a: impl Operand, b: impl Operand) -> Result<Array> {
+    let (a, b) = operands(&a, &b)?;
+    if a.dtype().is_signed() || b.dtype().is_signed() {
+        return Ok(quotient_and_remainder(&a, &b)?.0);
+    }
+    match Divisor::of(&a, &b)? {
+        None => op!(mlx_floor_divide(a, b)),
+        Some(Divisor { safe, factor }) => multiply(op!(mlx_floor_divide(a, safe)), factor),
+    }
+}
+
+/// The remainder of `a / b`, with the sign of `b`; of integers, 0 where `b` is 0.
+pub fn remainder(a: impl Operand, b: impl Operand) -> Result<Array> {
+    let (a, b) = operands(&a, &b)?;
+    match Divisor::of(&a, &b)? {
+        None => op!(mlx_remainder(a, b)),
+        Some(Divisor { safe, .. }) => op!(mlx_remainder(a, safe)),
+    }
+}
+
 /// [`floor_divide`] and [`remainder`] at once.
 pub fn divmod(a: impl Operand, b: impl Operand) -> Result<(Array, Array)> {
-    let (a, b) = crate::array::operands(&a, &b)?;
-    let [quotient, remainder] = super::exactly(ops_vec!(mlx_divmod(a, b))?)?;
+    let (a, b) = operands(&a, &b)?;
+    quotient_and_remainder(&a, &b)
+}
+
+fn quotient_and_remainder(a: &Arg, b: &Arg) -> Result<(Array, Array)> {
+    let divisor = Divisor::of(a, b)?;
+    let safe = divisor.as_ref().map_or(b.array(), |d| &d.safe);
+    let [mut quotient, remainder] = super::exactly(ops_vec!(mlx_divmod(a, safe))?)?;
+    if let Some(Divisor { factor, .. }) = &divisor {
+        quotient = multiply(&quotient, factor)?;
+    }
     Ok((quotient, remainder))
+}
+
+/// An integer divisor without 0 and -1: dividing by the first, and the smallest integer by the second,
+/// ends the process on x86.
+struct Divisor {
+    /// The divisor, or 1 where that is -1, 0 or 1.
+    safe: Array,
+    /// What the quotient by `safe` is to be multiplied with: 1, or the divisor where `safe` is not it.
+    factor: Array,
+}
+
+impl Divisor {
+    /// `None` where the division is in floating point, or `b` a number that harms nobody.
+    fn of(a: &Array, b: &Arg) -> Result<Option<Self>> {
+        if a.dtype().is_inexact() || b.dtype().is_inexact() {
+            return Ok(None);
+        }
+        if let Arg::Owned(number) = b {
+            let bytes = ffi::array_bytes(number)?;
+            if bytes.iter().any(|&byte| byte != bytes[0]) || ![0, 0xff].contains(&bytes[0]) {
+                return Ok(None);
+            }
+        }
+        let mut small = less_equal(b.array(), 1)?;
+        if b.dtype().is_signed() {
+            small = logical_and(&small, greater_equal(b.array(), -1))?;
+        }
+        let safe = where_(&small, 1, b.array())?;
+        let factor = where_(&small, b.array(), 1)?;
+        Ok(Some(Self { safe, factor }))
+    }
 }
 
 /// Bounds of [`clip`], inclusive: `low..`, `..=high` or `low..=high`, of numbers or arrays.

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::ops::RangeFull;
 
+use crate::error::{Error, Result};
+
 /// All axes, one, or several: `..`, `-1`, `[0, 1]` or a slice. Negative axes count from the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Axes<'a> {
@@ -48,4 +50,13 @@ impl<'a> From<&'a Vec<i32>> for Axes<'a> {
     fn from(axes: &'a Vec<i32>) -> Self {
         Axes::Many(Cow::Borrowed(axes))
     }
+}
+
+/// `axis` counted from the first; fails if the array has no such axis.
+pub(crate) fn axis_index(op: &'static str, axis: i32, ndim: usize) -> Result<usize> {
+    let at = if axis < 0 { i64::from(axis) + ndim as i64 } else { i64::from(axis) };
+    usize::try_from(at)
+        .ok()
+        .filter(|&at| at < ndim)
+        .ok_or_else(|| Error::argument(op, format!("axis {axis} of an array with {ndim} dimensions")))
 }

@@ -30,6 +30,10 @@ binary! {
     bitwise_or => mlx_bitwise_or;
     /// Bitwise exclusive or of integers or bools.
     bitwise_xor => mlx_bitwise_xor;
+    /// Bits of integers moved up by `b`; unspecified unless `b` is within the width of the dtype.
+    left_shift => mlx_left_shift;
+    /// Bits of integers moved down by `b`; unspecified unless `b` is within the width of the dtype.
+    right_shift => mlx_right_shift;
 }
 
 unary! {

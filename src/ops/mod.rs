@@ -3,14 +3,18 @@
 //! Every operation is lazy: it checks shapes and dtypes, adds a node to the graph and returns. What
 //! it computes runs on the device of the current scope (see [`crate::with_device`]). Axes count from
 //! the last when they are negative; shapes broadcast by NumPy's rules; plain numbers beside arrays
-//! are weak (see [`Operand`](crate::array::Operand)).
+//! are weak (see [`Operand`](crate::array::Operand)). An operation whose result would be larger than the
+//! machine's memory is an error.
 
 mod arithmetic;
 mod axes;
 mod comparison;
+mod convolution;
 mod creation;
+mod diagonal;
 mod elementary;
 mod indexing;
+mod join;
 mod matmul;
 mod quantized;
 mod reduction;
@@ -21,9 +25,12 @@ mod sorting;
 pub use arithmetic::*;
 pub use axes::*;
 pub use comparison::*;
+pub use convolution::*;
 pub use creation::*;
+pub use diagonal::*;
 pub use elementary::*;
 pub use indexing::*;
+pub use join::*;
 pub use matmul::*;
 pub use quantized::*;
 pub use reduction::*;

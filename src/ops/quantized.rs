@@ -10,7 +10,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::indexing::wrapped_batch;
 use crate::array::{Array, Dtype};
+use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ffi::{op, ops_vec};
 
@@ -163,8 +165,124 @@ pub fn quantized_matmul(
     how: Quantization,
 ) -> Result<Array> {
     check_packed("quantized_matmul", w, scales, biases, how)?;
+    if w.ndim() > 2 && x.ndim() <= 2 {
+        let (lhs, rhs) = (x.shape().to_vec(), w.shape().to_vec());
+        return Err(Error::Shape { op: "quantized_matmul", lhs, rhs });
+    }
+    if x.size() == 0 {
+        // MLX divides by the number of rows.
+        let w = dequantize(w, scales, biases, how, None, None)?;
+        let product = super::matmul(x, &if transpose { super::swapaxes(&w, -1, -2)? } else { w })?;
+        let stays = how.mode != QuantizationMode::Affine;
+        return if stays { super::astype(&product, x.dtype()) } else { Ok(product) };
+    }
     let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
     op!(mlx_quantized_matmul(x, w, scales, biases, transpose, group_size, bits, mode))
+}
+
+/// [`quantized_matmul`] of matrices picked from two batches, as [`gather_mm`](super::gather_mm) picks
+/// them: matrix `lhs_indices[i]` of `x` with matrix `rhs_indices[i]` of `w`.
+#[allow(clippy::too_many_arguments)]
+pub fn gather_qmm(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    lhs_indices: Option<&Array>,
+    rhs_indices: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+    sorted_indices: bool,
+) -> Result<Array> {
+    if lhs_indices.is_none() && rhs_indices.is_none() {
+        return quantized_matmul(x, w, scales, biases, transpose, how);
+    }
+    check_packed("gather_qmm", w, scales, biases, how)?;
+    let lhs = wrapped_batch("gather_qmm", x, lhs_indices)?;
+    let rhs = wrapped_batch("gather_qmm", w, rhs_indices)?;
+    let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    op!(mlx_gather_qmm(x, w, scales, biases, lhs, rhs, transpose, group_size, bits, mode, sorted_indices))
+}
+
+/// `x @ w.T` with both quantized: `x` (floating, `[..., m, k]`) on the way, `w` on the way too
+/// (floating, `[n, k]`, without scales) or before (packed, with its scales). Any mode but affine.
+///
+/// `global_scales`, of `x` and of `w`, are `float32` scalars for `nvfp4`. On the CPU, only for packed
+/// `w`, one row of `x`, and no global scales.
+pub fn qqmm(
+    x: &Array,
+    w: &Array,
+    scales: Option<&Array>,
+    how: Quantization,
+    global_scales: Option<(&Array, &Array)>,
+) -> Result<Array> {
+    check_qqmm("qqmm", x, w, scales, how, global_scales)?;
+    let (scale_x, scale_w) = global_scales.unzip();
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    op!(mlx_qqmm(x, w, scales, group_size, bits, mode, scale_x, scale_w))
+}
+
+/// [`qqmm`] of matrices picked from two batches, as [`gather_mm`](super::gather_mm) picks them. Not on
+/// the CPU.
+#[allow(clippy::too_many_arguments)]
+pub fn gather_qqmm(
+    x: &Array,
+    w: &Array,
+    scales: Option<&Array>,
+    lhs_indices: Option<&Array>,
+    rhs_indices: Option<&Array>,
+    how: Quantization,
+    global_scales: Option<(&Array, &Array)>,
+    sorted_indices: bool,
+) -> Result<Array> {
+    check_qqmm("gather_qqmm", x, w, scales, how, global_scales)?;
+    let lhs = wrapped_batch("gather_qqmm", x, lhs_indices)?;
+    let rhs = wrapped_batch("gather_qqmm", w, rhs_indices)?;
+    let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
+    let (scale_x, scale_w) = global_scales.unzip();
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    op!(mlx_gather_qqmm(x, w, scales, lhs, rhs, group_size, bits, mode, scale_x, scale_w, sorted_indices))
+}
+
+/// Floating numbers as 8-bit floats (e4m3), in `uint8`.
+pub fn to_fp8(a: &Array) -> Result<Array> {
+    op!(mlx_to_fp8(a))
+}
+
+/// 8-bit floats (e4m3, in `uint8`) as numbers of a floating `dtype`.
+pub fn from_fp8(a: &Array, dtype: Dtype) -> Result<Array> {
+    op!(mlx_from_fp8(a, dtype))
+}
+
+fn check_qqmm(
+    op: &'static str,
+    x: &Array,
+    w: &Array,
+    scales: Option<&Array>,
+    how: Quantization,
+    global_scales: Option<(&Array, &Array)>,
+) -> Result<()> {
+    how.check(op)?;
+    if how.mode == QuantizationMode::Affine {
+        return Err(Error::argument(op, "the affine mode"));
+    }
+    if global_scales.is_some() && current_device().kind == DeviceKind::Cpu {
+        return Err(Error::unsupported("a global scale", format!("{op} on the CPU ignores it")));
+    }
+    match scales {
+        Some(scales) if w.dtype() == Dtype::Uint32 => check_packed(op, w, scales, None, how)?,
+        None if w.dtype() != Dtype::Uint32 => {}
+        _ => return Err(Error::argument(op, "scales go with a packed matrix (uint32), and only with one")),
+    }
+    // Quantizing on the way works on whole groups of a row.
+    for rows in [Some(x), scales.is_none().then_some(w)].into_iter().flatten() {
+        if rows.ndim() == 0 || rows.shape()[rows.ndim() - 1] % how.group_size != 0 {
+            let message = format!("rows of shape {:?} in groups of {}", rows.shape(), how.group_size);
+            return Err(Error::argument(op, message));
+        }
+    }
+    Ok(())
 }
 
 /// What MLX takes for granted about a quantized matrix: at least two dimensions, as many for the
@@ -186,6 +304,9 @@ fn check_packed(
         [b @ .., r, groups]
             if b == batch && r == rows && i64::from(*groups) * i64::from(how.group_size) == codes => {}
         _ => return Err(mismatch(scales)),
+    }
+    if how.mode != QuantizationMode::Affine && scales.dtype() != Dtype::Uint8 {
+        return Err(Error::Dtype { op, expected: Dtype::Uint8, found: scales.dtype() });
     }
     match biases {
         Some(biases) if biases.shape() != scales.shape() => Err(mismatch(biases)),

@@ -56,7 +56,11 @@ macro_rules! positions {
         $(#[$doc])*
         pub fn $name(a: &Array, axis: impl Into<Option<i32>>, keepdims: bool) -> Result<Array> {
             match axis.into() {
-                None => op!($all(a, keepdims)),
+                None => {
+                    // MLX would count the axes of a scalar down from zero.
+                    let keepdims = keepdims && a.ndim() > 0;
+                    op!($all(a, keepdims))
+                }
                 Some(axis) => op!($one(a, axis, keepdims)),
             }
         }

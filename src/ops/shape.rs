@@ -1,11 +1,9 @@
-//! Shapes: reshaping, axes, joining, splitting, repeating.
+//! Shapes, axes and memory layout.
 
-use std::borrow::Cow;
-
-use super::Axes;
-use crate::array::Array;
-use crate::error::Result;
-use crate::ffi::{VectorArray, op, ops_vec};
+use super::{Axes, axis_index, unary};
+use crate::array::{Array, Dtype};
+use crate::error::{Error, Result};
+use crate::ffi::{VectorArray, call, op, ops_vec};
 
 /// The same elements, row-major, in another shape; one dimension may be -1 and is inferred.
 pub fn reshape(a: &Array, shape: &[i32]) -> Result<Array> {
@@ -57,8 +55,11 @@ pub fn flatten(a: &Array, start: i32, end: i32) -> Result<Array> {
     op!(mlx_flatten(a, start, end))
 }
 
-/// One axis as several of these sizes, one of which may be -1.
+/// One axis as several of these sizes, one of which may be -1 (unless another is 0).
 pub fn unflatten(a: &Array, axis: i32, shape: &[i32]) -> Result<Array> {
+    if shape.contains(&0) && shape.contains(&-1) {
+        return Err(Error::argument("unflatten", format!("a size to infer beside a 0: {shape:?}")));
+    }
     op!(mlx_unflatten(a, axis, [shape]))
 }
 
@@ -73,79 +74,89 @@ pub fn broadcast_arrays<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Resu
     ops_vec!(mlx_broadcast_arrays(arrays))
 }
 
-/// Arrays joined along an axis that they have; the other dimensions must be equal.
-pub fn concatenate<'a>(arrays: impl IntoIterator<Item = &'a Array>, axis: i32) -> Result<Array> {
-    let arrays = VectorArray::new(arrays);
-    op!(mlx_concatenate_axis(arrays, axis))
-}
-
-/// Arrays of one shape joined along a new axis.
-pub fn stack<'a>(arrays: impl IntoIterator<Item = &'a Array>, axis: i32) -> Result<Array> {
-    let arrays = VectorArray::new(arrays);
-    op!(mlx_stack_axis(arrays, axis))
-}
-
-/// How [`split`] cuts: into equal parts (`3`), or before these indices (`[2, 5]`, or a slice).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Parts<'a> {
-    /// As many parts, all of one size.
-    Equal(i32),
-    /// A new part starts at each index.
-    At(Cow<'a, [i32]>),
-}
-
-impl From<i32> for Parts<'_> {
-    fn from(parts: i32) -> Self {
-        Parts::Equal(parts)
-    }
-}
-
-impl<const N: usize> From<[i32; N]> for Parts<'_> {
-    fn from(indices: [i32; N]) -> Self {
-        Parts::At(Cow::Owned(indices.to_vec()))
-    }
-}
-
-impl<'a, const N: usize> From<&'a [i32; N]> for Parts<'a> {
-    fn from(indices: &'a [i32; N]) -> Self {
-        Parts::At(Cow::Borrowed(indices))
-    }
-}
-
-impl<'a> From<&'a [i32]> for Parts<'a> {
-    fn from(indices: &'a [i32]) -> Self {
-        Parts::At(Cow::Borrowed(indices))
-    }
-}
-
-/// `a` cut along `axis`. Fails if equal parts do not come out even.
-pub fn split<'a>(a: &Array, parts: impl Into<Parts<'a>>, axis: i32) -> Result<Vec<Array>> {
-    match parts.into() {
-        Parts::Equal(parts) => ops_vec!(mlx_split(a, parts, axis)),
-        Parts::At(indices) => ops_vec!(mlx_split_sections(a, [indices], axis)),
-    }
-}
-
-/// Each element `repeats` times in a row, along `axis` or over the flattened array.
-pub fn repeat(a: &Array, repeats: i32, axis: impl Into<Option<i32>>) -> Result<Array> {
-    match axis.into() {
-        None => op!(mlx_repeat(a, repeats)),
-        Some(axis) => op!(mlx_repeat_axis(a, repeats, axis)),
-    }
-}
-
-/// The whole array `reps[i]` times along axis `i`; the shorter of shape and `reps` is extended by
-/// ones in front.
-pub fn tile(a: &Array, reps: &[i32]) -> Result<Array> {
-    op!(mlx_tile(a, [reps]))
-}
-
 /// `a` laid out row-major (or column-major, if it is that already and `allow_col_major`).
 pub fn contiguous(a: &Array, allow_col_major: bool) -> Result<Array> {
     op!(mlx_contiguous(a, allow_col_major))
 }
 
+/// A view of the elements of `a`, taken row-major, with this `shape`: element `[i, j, ...]` is number
+/// `offset + i * strides[0] + j * strides[1] + ...`. Fails if one of them lies outside of `a`.
+pub fn as_strided(a: &Array, shape: &[i32], strides: &[i64], offset: usize) -> Result<Array> {
+    if shape.len() != strides.len() || shape.iter().any(|&n| n < 0) {
+        return Err(Error::argument("as_strided", format!("shape {shape:?} with strides {strides:?}")));
+    }
+    if !shape.contains(&0) {
+        let ends = shape.iter().zip(strides).map(|(&n, &s)| (i128::from(n) - 1) * i128::from(s));
+        let (mut low, mut high) = (offset as i128, offset as i128);
+        ends.for_each(|end| if end < 0 { low += end } else { high += end });
+        if low < 0 || high >= a.size() as i128 {
+            let message = format!("elements {low} to {high} of an array of {}", a.size());
+            return Err(Error::argument("as_strided", message));
+        }
+    }
+    let offset = if shape.contains(&0) { 0 } else { offset };
+    op!(mlx_as_strided(a, [shape], [strides], offset))
+}
+
+/// The bytes of `a` as elements of `dtype`: along the last axis as many more or fewer as the sizes
+/// differ. Fails for `bool`, which not every byte is, and for a last axis that does not come out even.
+pub fn view(a: &Array, dtype: Dtype) -> Result<Array> {
+    if dtype == Dtype::Bool && a.dtype() != Dtype::Bool {
+        return Err(Error::argument("view", "bytes as bool; use `not_equal`"));
+    }
+    let last = i64::from(a.shape().last().copied().unwrap_or(1));
+    if last * a.dtype().size() as i64 / dtype.size() as i64 > i64::from(i32::MAX) {
+        return Err(Error::argument("view", format!("a last axis of {last} as {dtype}")));
+    }
+    op!(mlx_view(a, dtype))
+}
+
+unary! {
+    /// A scalar as `[1]`; anything else stays.
+    atleast_1d => mlx_atleast_1d;
+    /// A scalar as `[1, 1]`, a vector as a row; anything else stays.
+    atleast_2d => mlx_atleast_2d;
+    /// At least three dimensions: `[1, 1, 1]`, `[1, n, 1]` or `[n, m, 1]`.
+    atleast_3d => mlx_atleast_3d;
+    /// Another node with the same value.
+    copy => mlx_copy;
+}
+
+/// `inputs`, which are computed only after `dependencies`.
+pub fn depends<'a, 'b>(
+    inputs: impl IntoIterator<Item = &'a Array>,
+    dependencies: impl IntoIterator<Item = &'b Array>,
+) -> Result<Vec<Array>> {
+    let inputs: Vec<&Array> = inputs.into_iter().collect();
+    if inputs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (inputs, dependencies) = (VectorArray::new(inputs), VectorArray::new(dependencies));
+    let mut out = VectorArray::empty();
+    call!(mlx_depends; out.0; inputs, dependencies)?;
+    out.to_arrays()
+}
+
 /// `a`, through which no gradient flows.
 pub fn stop_gradient(a: &Array) -> Result<Array> {
     op!(mlx_stop_gradient(a))
+}
+
+/// The number of elements along `axes` (or, `inverted`, one over it), as a scalar of `dtype`. In a
+/// function compiled for any shape, it is that of the shape the function is called with.
+pub fn number_of_elements<'a>(
+    a: &Array,
+    axes: impl Into<Axes<'a>>,
+    inverted: bool,
+    dtype: Dtype,
+) -> Result<Array> {
+    let axes: Vec<i32> = match axes.into() {
+        Axes::All => (0..a.ndim() as i32).collect(),
+        Axes::One(axis) => vec![axis],
+        Axes::Many(axes) => axes.into_owned(),
+    };
+    let counted =
+        axes.iter().map(|&axis| axis_index("number_of_elements", axis, a.ndim()).map(|at| at as i32));
+    let axes = counted.collect::<Result<Vec<i32>>>()?;
+    op!(mlx_number_of_elements(a, [axes], inverted, dtype))
 }

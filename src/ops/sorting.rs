@@ -1,5 +1,7 @@
 //! Sorting and selecting. `axis` `None` works on the flattened array.
 
+use std::ffi::CStr;
+
 use crate::array::Array;
 use crate::error::Result;
 use crate::ffi::op;
@@ -28,4 +30,22 @@ sorts! {
     argpartition(kth) => mlx_argpartition mlx_argpartition_axis;
     /// The `k` largest, in no particular order. Fails if there are fewer.
     topk(k) => mlx_topk mlx_topk_axis;
+}
+
+/// On which side of equal elements [`searchsorted`] puts a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Before them.
+    Left,
+    /// After them.
+    Right,
+}
+
+/// Where each of `values` would go in the ascending vector `sorted` to keep it so, as `uint32`.
+pub fn searchsorted(sorted: &Array, values: &Array, side: Side) -> Result<Array> {
+    let side: &CStr = match side {
+        Side::Left => c"left",
+        Side::Right => c"right",
+    };
+    op!(mlx_searchsorted(sorted, values, side))
 }

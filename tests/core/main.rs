@@ -8,6 +8,7 @@ mod fast;
 mod indexing;
 mod losses;
 mod ops_arguments;
+mod ops_hostile;
 mod ops_quantized;
 mod optim;
 mod random;
