@@ -16,6 +16,17 @@ pub enum Axes<'a> {
     Many(Cow<'a, [i32]>),
 }
 
+impl Axes<'_> {
+    /// The axes one by one, for an array of `ndim` dimensions; negative ones stay negative.
+    pub(crate) fn list(self, ndim: usize) -> Vec<i32> {
+        match self {
+            Axes::All => (0..ndim as i32).collect(),
+            Axes::One(axis) => vec![axis],
+            Axes::Many(axes) => axes.into_owned(),
+        }
+    }
+}
+
 impl From<RangeFull> for Axes<'_> {
     fn from(_: RangeFull) -> Self {
         Axes::All

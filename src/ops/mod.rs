@@ -65,7 +65,7 @@ macro_rules! binary {
 use {binary, unary};
 
 /// The outputs of an operation that has `N` of them.
-fn exactly<const N: usize>(outputs: Vec<crate::Array>) -> crate::Result<[crate::Array; N]> {
+pub(crate) fn exactly<const N: usize>(outputs: Vec<crate::Array>) -> crate::Result<[crate::Array; N]> {
     outputs.try_into().map_err(|outputs: Vec<_>| {
         crate::Error::argument("outputs", format!("{} where {N} were expected", outputs.len()))
     })

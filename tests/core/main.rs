@@ -5,7 +5,9 @@ mod support;
 
 mod arrays;
 mod fast;
+mod fft;
 mod indexing;
+mod linalg;
 mod losses;
 mod ops_arguments;
 mod ops_hostile;
