@@ -8,10 +8,17 @@ use crate::array::Array;
 use crate::error::Result;
 use crate::ffi::op;
 
+/// `a`, row-major where it is empty: over a transposed array of no elements, MLX's reductions on the
+/// CPU never end.
+fn plain(a: &Array) -> Result<Array> {
+    if a.size() == 0 { super::zeros(a.shape(), a.dtype()) } else { Ok(a.clone()) }
+}
+
 macro_rules! reductions {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $t:ty),*) => $all:ident $one:ident $many:ident;)*) => { $(
         $(#[$doc])*
         pub fn $name<'a>(a: &Array, axes: impl Into<Axes<'a>>, $($arg: $t),*) -> Result<Array> {
+            let a = &plain(a)?;
             match axes.into() {
                 Axes::All => op!($all(a, $($arg),*)),
                 Axes::One(axis) => op!($one(a, axis, $($arg),*)),

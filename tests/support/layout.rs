@@ -1,8 +1,10 @@
 //! One tensor in many memory layouts: an operation must not see the difference.
 
-use mlxport::{Array, HostTensor, Result, ops};
+use std::fmt;
 
-use super::element::{bits, from_bits, mlx_shape};
+use mlxport::{Array, Dtype, HostTensor, Result, ops};
+
+use super::element::{bits, complexes, from_bits, ints, mlx_shape, reals};
 use super::nd::Nd;
 
 /// How the elements lie in memory.
@@ -23,10 +25,23 @@ pub enum Layout {
 }
 
 /// A tensor and the layout that an operation is to see it in.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Input {
     pub tensor: HostTensor,
     pub layout: Layout,
+}
+
+impl fmt::Debug for Input {
+    /// In one line: failures are read by people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = self.tensor.dtype();
+        write!(f, "{dtype} {:?} {:?} ", self.tensor.shape(), self.layout)?;
+        match dtype.is_floating() {
+            true => write!(f, "{:?}", reals(&self.tensor).data),
+            false if dtype == Dtype::Complex64 => write!(f, "{:?}", complexes(&self.tensor).data),
+            false => write!(f, "{:?}", ints(&self.tensor).data),
+        }
+    }
 }
 
 impl Input {

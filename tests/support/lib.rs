@@ -15,8 +15,13 @@ pub use layout::{Input, Layout};
 pub use nd::Nd;
 pub use tolerance::Tolerance;
 
+use std::cell::Cell;
+use std::panic;
+use std::sync::Once;
+
 use mlxport::{Device, Dtype, with_device};
-use proptest::test_runner::{Config, RngSeed};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 /// Runs `body` once on every device this machine has.
 pub fn for_each_device(mut body: impl FnMut(Device)) {
@@ -30,15 +35,44 @@ pub fn computes(device: Device, dtype: Dtype) -> bool {
     dtype != Dtype::Float64 || device == Device::cpu()
 }
 
-/// `cases` cases from a fixed seed, so that a run can be repeated. `PROPTEST_CASES` and
-/// `PROPTEST_RNG_SEED` in the environment widen the search.
-pub fn cases(cases: u32) -> Config {
+/// Runs `body` on every device, for `cases` values of `strategy`; fails with the smallest value that
+/// does. The seed is fixed, so that a run can be repeated: `PROPTEST_CASES` and `PROPTEST_RNG_SEED` in
+/// the environment widen the search.
+#[track_caller]
+pub fn check<S: Strategy>(cases: u32, strategy: S, body: impl Fn(Device, &S::Value)) {
     let mut config = Config { failure_persistence: None, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = cases;
     }
     if config.rng_seed == RngSeed::Random {
-        config.rng_seed = RngSeed::Fixed(0x6d6c_7870_6f72_74);
+        config.rng_seed = RngSeed::Fixed(0x6d6c_7870_6f72_7400);
     }
-    config
+    let on_every_device = |value| {
+        for_each_device(|device| body(device, &value));
+        Ok(())
+    };
+    hush_shrinking();
+    SHRINKING.set(true);
+    let result = TestRunner::new(config).run(&strategy, on_every_device);
+    SHRINKING.set(false);
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+thread_local! {
+    static SHRINKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the panics of a search quiet: the smallest of them is reported at its end.
+fn hush_shrinking() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !SHRINKING.get() {
+                hook(info);
+            }
+        }));
+    });
 }

@@ -12,6 +12,8 @@ pub enum Tolerance {
     Strict,
     /// Short sums, functions built from several others, approximations by polynomials.
     Balanced,
+    /// `Balanced`, but that of `float32` for `float64`: what MLX computes in single precision even there.
+    Single,
     /// Long sums and chains of operations, each rounded.
     Permissive,
 }
@@ -19,6 +21,7 @@ pub enum Tolerance {
 impl Tolerance {
     /// The error allowed per unit of magnitude.
     pub fn relative(self, dtype: Dtype) -> f64 {
+        let dtype = if self == Tolerance::Single && dtype == Dtype::Float64 { Dtype::Float32 } else { dtype };
         let [strict, balanced, permissive] = match dtype {
             // The machine epsilons are 2.2e-16, 1.2e-7, 9.8e-4 and 7.8e-3; a rounding errs by half of one.
             Dtype::Float64 => [1e-15, 2e-14, 1e-12],
@@ -30,7 +33,7 @@ impl Tolerance {
         match self {
             Tolerance::Exact => 0.0,
             Tolerance::Strict => strict,
-            Tolerance::Balanced => balanced,
+            Tolerance::Balanced | Tolerance::Single => balanced,
             Tolerance::Permissive => permissive,
         }
     }
@@ -46,7 +49,7 @@ impl Tolerance {
                 Dtype::Float16 => half::f16::MIN_POSITIVE.to_f64(),
                 _ => 0.0,
             },
-            Tolerance::Balanced | Tolerance::Permissive => self.relative(dtype) / 4.0,
+            _ => self.relative(dtype) / 4.0,
         }
     }
 }
