@@ -76,11 +76,14 @@
 pub mod array;
 pub mod cache;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod device;
 pub mod error;
 pub mod fast;
 mod ffi;
 pub mod fft;
+pub mod generate;
 pub mod io;
 pub mod linalg;
 pub mod memory;
@@ -89,6 +92,8 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod random;
+#[cfg(feature = "text")]
+pub mod text;
 pub mod transforms;
 
 pub use array::{Array, Dtype, HostTensor};

@@ -1,1 +1,5 @@
-fn main() {}
+//! The command `mlxport`.
+
+fn main() -> std::process::ExitCode {
+    mlxport::cli::main()
+}

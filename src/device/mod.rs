@@ -2,8 +2,12 @@
 //!
 //! No operation takes a device or a stream; [`with_device`] and [`with_stream`] set them for a scope.
 
+mod build;
+
 use std::fmt;
 use std::sync::OnceLock;
+
+pub use build::Machine;
 
 use crate::error::Result;
 use crate::ffi::{self, StreamHandle, sys};

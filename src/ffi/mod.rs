@@ -136,3 +136,16 @@ fn keeping_errors(f: impl FnOnce()) {
     let _ = MESSAGE.try_with(|slot| *slot.borrow_mut() = message);
     let _ = FROM_CLOSURE.try_with(|slot| *slot.borrow_mut() = from_closure);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Array;
+
+    #[test]
+    fn a_closure_error_that_mlx_has_swallowed_does_not_pass_for_a_later_one() {
+        keep_closure_error(Error::argument("mine", "stale"));
+        let (a, b) = (Array::from_slice(&[1.0f32; 2], &[2]), Array::from_slice(&[1.0f32; 3], &[3]));
+        assert!(matches!(crate::ops::add(a, b), Err(Error::Mlx { op: "add", .. })));
+    }
+}

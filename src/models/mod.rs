@@ -8,9 +8,11 @@ pub mod blocks;
 mod checks;
 pub mod lm;
 pub mod probe;
+mod registry;
 
 pub use checks::Checks;
 pub use probe::stage;
+pub use registry::{MODEL_TYPES, load};
 
 use crate::array::Array;
 use crate::cache::Cache;

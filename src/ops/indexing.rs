@@ -119,7 +119,7 @@ fn can_exceed(dtype: Dtype, size: usize) -> bool {
 }
 
 /// `indices` modulo the size of `axis` of `a`, or of all of it.
-fn wrapped(op: &'static str, a: &Array, indices: &Array, axis: Option<i32>) -> Result<Array> {
+pub(crate) fn wrapped(op: &'static str, a: &Array, indices: &Array, axis: Option<i32>) -> Result<Array> {
     check_integer(op, indices)?;
     let all: Vec<i32> = (0..a.ndim() as i32).collect();
     let (size, axes) = match axis {

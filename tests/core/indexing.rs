@@ -2,7 +2,7 @@
 
 use half::f16;
 use mlxport::array::Index::{self, Ellipsis, NewAxis};
-use mlxport::array::{Slice, strided};
+use mlxport::array::{Element, Slice, strided};
 use mlxport::{Array, Dtype, Error, transforms};
 use serde_json::Value;
 
@@ -147,30 +147,35 @@ fn what_is_no_index_is_refused() {
 }
 
 #[test]
-fn index_arrays_never_reach_outside() {
+fn index_arrays_count_modulo_the_size() {
     let x = numbers(300);
-    let check = |positions: Array, expected: &[i32]| {
-        let part = x.index(&positions).unwrap();
-        assert_eq!(part.to_vec::<i32>().unwrap(), expected, "{positions:?}");
+    fn check<T: Element + Into<i128>>(x: &Array, positions: &[T]) {
+        let expected: Vec<i32> = positions.iter().map(|&p| p.into().rem_euclid(300) as i32).collect();
+        let positions = Array::from_slice(positions, &[positions.len() as i32]).unwrap();
+        assert_eq!(x.index(&positions).unwrap().to_vec::<i32>().unwrap(), expected, "{positions:?}");
         let updated = x.set_index(&positions, -7).unwrap().to_vec::<i32>().unwrap();
         let wrong = updated.iter().zip(0..).find(|&(&v, i)| (v == -7) != expected.contains(&i));
         assert_eq!(wrong, None, "{positions:?}");
-    };
-    let array = |v: &[i32]| Array::from_slice(v, &[v.len() as i32]).unwrap();
-    check(array(&[299, 300, i32::MAX, -300, -301, i32::MIN]), &[299, 299, 299, 0, 0, 0]);
-    check(Array::from_slice(&[i64::MAX, i64::MIN, 1 << 32, -1], &[4]).unwrap(), &[299, 0, 299, 299]);
-    check(Array::from_slice(&[u64::MAX, 300, 1 << 63, 4], &[4]).unwrap(), &[299, 299, 299, 4]);
-    check(Array::from_slice(&[u32::MAX, 300, 5], &[3]).unwrap(), &[299, 299, 5]);
-    check(Array::from_slice(&[u16::MAX, 300, 5], &[3]).unwrap(), &[299, 299, 5]);
-    check(Array::from_slice(&[i16::MAX, i16::MIN, 5], &[3]).unwrap(), &[299, 0, 5]);
-    check(Array::from_slice(&[255u8, 0], &[2]).unwrap(), &[255, 0]);
-    check(Array::from_slice(&[127i8, -128, -1], &[3]).unwrap(), &[127, 172, 299]);
+    }
+    check(&x, &[299, 300, i32::MAX, -300, -301, i32::MIN]);
+    check(&x, &[i64::MAX, i64::MIN, 1 << 32, -1]);
+    check(&x, &[u64::MAX, 300, 1 << 63, 4]);
+    check(&x, &[u32::MAX, 300, 5]);
+    check(&x, &[u16::MAX, 300, 5]);
+    check(&x, &[i16::MAX, i16::MIN, 5]);
+    check(&x, &[255u8, 0]);
+    check(&x, &[127i8, -128, -1]);
     for n in [127, 128, 129, 255, 256, 257] {
         let x = numbers(n);
-        let (signed, unsigned) = (Array::from(i8::MIN), Array::from(u8::MAX));
-        assert_eq!(x.index(&signed).unwrap().item::<i32>().unwrap(), (n - 128).max(0));
-        assert_eq!(x.index(&unsigned).unwrap().item::<i32>().unwrap(), (n - 1).min(255));
+        let at = |i: Array| x.index(&i).unwrap().item::<i32>().unwrap();
+        assert_eq!(at(Array::from(i8::MIN)), (-128i32).rem_euclid(n));
+        assert_eq!(at(Array::from(u8::MAX)), 255 % n);
     }
+    // int64 and uint64 promote to a float.
+    let (a, b) =
+        (Array::from_slice(&[3i64, -1], &[2]).unwrap(), Array::from_slice(&[0u64, 301], &[2]).unwrap());
+    let square = mlxport::ops::reshape(&x, &[20, 15]).unwrap();
+    assert_eq!(square.index((&a, &b)).unwrap().to_vec::<i32>().unwrap(), [45, 286]);
 }
 
 #[test]

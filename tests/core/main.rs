@@ -4,6 +4,7 @@
 mod support;
 
 mod arrays;
+mod contracts_errors;
 mod fast;
 mod fft;
 mod indexing;
@@ -15,6 +16,7 @@ mod ops_quantized;
 mod optim;
 mod random;
 mod tolerances;
+mod transforms_compile;
 mod transforms_custom;
 mod transforms_export;
 mod transforms_grad;

@@ -110,3 +110,18 @@ pub fn f32_array(values: &[f64], shape: &[i32]) -> Array {
     let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
     Array::from_slice(&values, shape).unwrap()
 }
+
+/// Runs a test in a process of its own, with nothing beside it: true in that process, where the test goes
+/// on; elsewhere false, after starting it with `env` and seeing it pass.
+pub fn alone(test: &str, env: &[(&str, &str)]) -> bool {
+    const MARK: &str = "MLXPORT_TEST_ALONE";
+    if std::env::var(MARK).as_deref() == Ok(test) {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(MARK, test);
+    let output = command.envs(env.iter().copied()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{}: {text}", output.status);
+    false
+}

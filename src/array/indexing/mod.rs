@@ -12,8 +12,8 @@
 //! Several arrays, lists and positions broadcast together and name one element each. Their shape takes
 //! the place of their axes if those are side by side, else it comes first.
 //!
-//! What an index array holds is known only when it is computed, so it can't be an error: a position
-//! outside of the axis counts as the nearest one inside. (MLX reads and writes past the array there.)
+//! What an index array holds is known only when it is computed, so it can't be an error: its positions
+//! count modulo the size of the axis, as those of [`ops::take`](crate::ops::take) do.
 //!
 //! ```
 //! use mlxport::Array;
@@ -36,8 +36,8 @@ use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToIncl
 
 pub use update::At;
 
-use super::{Array, Dtype, Operand};
-use crate::error::{Error, Result};
+use super::{Array, Operand};
+use crate::error::Result;
 use crate::ffi::{VectorArray, op};
 use plan::Plan;
 
@@ -193,7 +193,7 @@ impl Array {
     /// Ranges and positions make a view; index arrays gather. Fails on a boolean array: the shape of
     /// the result would depend on its values.
     pub fn index(&self, indices: impl Indices) -> Result<Array> {
-        Plan::new(self.shape(), indices.indices())?.get(self)
+        Plan::new(self, indices.indices())?.get(self)
     }
 
     /// A copy of the array in which the part that the indices name is `value`, cast to the array's
@@ -211,35 +211,6 @@ impl Array {
     pub fn at(&self, indices: impl Indices) -> At<'_> {
         At::new(self, indices.indices())
     }
-}
-
-/// Positions along an axis of `size` as `int32` within it: those outside count as the nearest inside.
-/// Negative ones count from the end. Fails unless they are integers, and for an axis without positions.
-pub(crate) fn in_range(positions: &Array, size: i32) -> Result<Array> {
-    let dtype = positions.dtype();
-    if !dtype.is_integer() {
-        let why = format!("positions of {dtype}; they must be integers");
-        return Err(Error::argument("index", why));
-    }
-    if size <= 0 {
-        if positions.size() == 0 {
-            return Ok(positions.clone());
-        }
-        return Err(Error::argument("index", "an axis of size 0 has no positions"));
-    }
-    // A narrow dtype may not reach the ends, nor be able to hold them.
-    let signed = matches!(dtype, Dtype::Int8 | Dtype::Int16 | Dtype::Int32 | Dtype::Int64);
-    let largest = u64::MAX >> (64 - 8 * dtype.size() + usize::from(signed));
-    let (first, last) = (-size, size - 1);
-    let low = (signed && size as u64 <= largest).then(|| first.to_arg(Some(dtype))).transpose()?;
-    let high = ((last as u64) < largest).then(|| last.to_arg(Some(dtype))).transpose()?;
-    let (low, high) = (low.as_deref(), high.as_deref());
-    let inside = match low.or(high) {
-        Some(_) => op!(mlx_clip(positions, low, high))?,
-        None => positions.clone(),
-    };
-    let dtype = Dtype::Int32;
-    op!(mlx_astype(inside, dtype))
 }
 
 /// The elements that `arrays` name together along `axes`: `[...shape of the arrays, ...other axes]`.

@@ -1,9 +1,10 @@
 //! What a list of indices means for an array of a given shape.
 
-use super::{Index, Slice, gather, in_range};
-use crate::array::Array;
+use super::{Index, Slice, gather};
+use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::{VectorArray, op, ops_vec};
+use crate::ops;
 
 /// The steps of indexing: a strided block, positions within it, and the order of the result's axes.
 #[derive(Debug)]
@@ -67,7 +68,8 @@ fn resolve_position(at: i32, axis: usize, size: i32) -> Result<i32> {
 }
 
 impl Plan {
-    pub(super) fn new(shape: &[i32], mut indices: Vec<Index>) -> Result<Self> {
+    pub(super) fn new(a: &Array, mut indices: Vec<Index>) -> Result<Self> {
+        let shape = a.shape();
         let named = indices.iter().filter(|i| !matches!(i, Index::NewAxis | Index::Ellipsis)).count();
         let Some(left) = shape.len().checked_sub(named) else {
             return fail(format!("{named} indices for an array of shape {shape:?}"));
@@ -128,9 +130,9 @@ impl Plan {
                     for &at in &list {
                         resolve_position(at, axis, shape[axis])?;
                     }
-                    plan.push_array(&Array::from_slice(&list, &[list.len() as i32])?, shape[axis])?;
+                    plan.push_array(a, &Array::from_slice(&list, &[list.len() as i32])?)?;
                 }
-                Index::Array(array) => plan.push_array(&array, shape[axis])?,
+                Index::Array(array) => plan.push_array(a, &array)?,
             }
         }
         let (group_at, new_before) = if apart { (0, 0) } else { group.unwrap_or_default() };
@@ -144,10 +146,11 @@ impl Plan {
         self.step.push(step);
     }
 
-    fn push_array(&mut self, array: &Array, size: i32) -> Result<()> {
-        self.axes.push(self.start.len() as i32);
-        self.arrays.push(in_range(array, size)?);
-        self.push((0, size, 1));
+    fn push_array(&mut self, a: &Array, array: &Array) -> Result<()> {
+        let axis = self.start.len() as i32;
+        self.axes.push(axis);
+        self.arrays.push(ops::wrapped("index", a, array, Some(axis))?);
+        self.push((0, a.dim(axis)?, 1));
         Ok(())
     }
 
@@ -156,7 +159,10 @@ impl Plan {
     fn place(&mut self, group_at: usize, new_before: usize, new_axes: &[usize]) -> Result<()> {
         let mut group = Vec::new();
         if self.arrays.len() > 1 {
-            let list = VectorArray::new(&self.arrays);
+            // Some integer dtypes promote to none that is an integer.
+            let dtype = Dtype::Int32;
+            let narrow = self.arrays.iter().map(|array| op!(mlx_astype(array, dtype)));
+            let list = VectorArray::new(&narrow.collect::<Result<Vec<Array>>>()?);
             self.arrays = ops_vec!(mlx_broadcast_arrays(list))?;
         }
         if let Some(array) = self.arrays.first() {

@@ -72,7 +72,7 @@ impl<'a> At<'a> {
         prepare: impl FnOnce(Array) -> Result<Array>,
     ) -> Result<Array> {
         let value = prepare(cast(value, self.array.dtype())?)?;
-        Plan::new(self.array.shape(), self.indices)?.update(self.array, &value, update)
+        Plan::new(self.array, self.indices)?.update(self.array, &value, update)
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn set(a: &Array, indices: Vec<Index>, value: impl Operand) -> Result
         let value = without_leading_ones(value, a.ndim().saturating_sub(mask.ndim()))?;
         return op!(mlx_masked_scatter(a, mask, value));
     }
-    Plan::new(a.shape(), indices)?.update(a, &value, Update::Set)
+    Plan::new(a, indices)?.update(a, &value, Update::Set)
 }
 
 fn cast(value: impl Operand, dtype: Dtype) -> Result<Array> {

@@ -1,0 +1,105 @@
+//! The command line: one file for each subcommand, each with its arguments and a `run`.
+//!
+//! An error is one line on standard error and exit code 1; wrong usage is 2; Ctrl-C is 130. A reader
+//! that closes the pipe ends the command quietly.
+
+mod bench;
+mod devices;
+mod generate;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+
+#[derive(Parser)]
+#[command(name = "mlxport", version, about = "Ports machine-learning models to MLX, and runs them")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continues a prompt
+    Generate(generate::Args),
+    /// Measures speed and memory
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Shows what this build has and this machine can do
+    Devices(devices::Args),
+}
+
+/// Why a command has stopped before its end.
+#[derive(Debug)]
+enum Stop {
+    Failed(Error),
+    Interrupted,
+    /// Nobody reads standard output any more.
+    Unread,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        if interrupted() { Stop::Interrupted } else { Stop::Failed(error) }
+    }
+}
+
+type Outcome = Result<(), Stop>;
+
+/// Runs the command that the process was started as.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    // The first Ctrl-C lets the token at work finish; a second one does not wait.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::abort();
+        }
+    });
+    let outcome = match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Bench(command) => bench::run(&command),
+        Command::Devices(args) => devices::run(&args),
+    };
+    match outcome {
+        Ok(()) | Err(Stop::Unread) => ExitCode::SUCCESS,
+        Err(Stop::Interrupted) => ExitCode::from(130),
+        Err(Stop::Failed(error)) => {
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether Ctrl-C was pressed.
+fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// For the steps of long work: fails once Ctrl-C was pressed.
+fn check_interrupt() -> crate::Result<()> {
+    if interrupted() { Err(Error::argument("interrupted", "by Ctrl-C")) } else { Ok(()) }
+}
+
+/// Writes to standard output at once.
+fn print(text: impl std::fmt::Display) -> Outcome {
+    let mut out = io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).map_err(|e| match e.kind() {
+        io::ErrorKind::BrokenPipe => Stop::Unread,
+        _ => Stop::Failed(Error::io("standard output", e)),
+    })
+}
+
+/// Writes one JSON value and a line break.
+fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let text = serde_json::to_string_pretty(value);
+    let text = text.map_err(|e| Stop::Failed(Error::argument("json", e.to_string())))?;
+    print(format_args!("{text}\n"))
+}

@@ -1,0 +1,32 @@
+//! Generation: prompts in, tokens out, one at a time.
+//!
+//! ```no_run
+//! use mlxport::generate::{Options, Text, Tokens, stop_tokens};
+//!
+//! # fn main() -> mlxport::Result<()> {
+//! let dir = "Qwen3-0.6B".as_ref();
+//! let model = mlxport::models::load(dir)?;
+//! let tokenizer = mlxport::text::Tokenizer::load(dir)?;
+//! let prompt = tokenizer.encode_prompt("Once upon a time")?;
+//! let options = Options { max_tokens: 100, stop: stop_tokens(dir)?, ..Options::default() };
+//! let mut cache = model.make_cache();
+//! for response in Text::new(Tokens::new(&*model, &mut cache, &prompt, options)?, &tokenizer) {
+//!     print!("{}", response?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Tokens`] alone needs no tokenizer; [`Text`] comes with the feature `text`.
+
+mod sample;
+mod stop;
+#[cfg(feature = "text")]
+mod text;
+mod tokens;
+
+pub use sample::{Sampler, Sampling};
+pub use stop::stop_tokens;
+#[cfg(feature = "text")]
+pub use text::{Response, Text};
+pub use tokens::{FinishReason, Options, Stats, Token, Tokens};

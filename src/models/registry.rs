@@ -1,0 +1,40 @@
+//! Which file implements which `model_type`.
+
+use std::path::Path;
+
+use super::{LanguageModel, lm};
+use crate::checkpoint::{Config, Weights};
+use crate::error::{Error, Result};
+
+macro_rules! models {
+    ($($($name:literal)|+ => $($module:ident)::+;)*) => {
+        /// Every `model_type` that can be loaded.
+        pub const MODEL_TYPES: &[&str] = &[$($($name,)+)*];
+
+        /// The model of a checkpoint directory. Its weights are read when they are first used.
+        ///
+        /// Fails for a `model_type` that is not here, for a config whose sizes no model has, and for
+        /// weights that are missing, have another shape, or are of no use to the model.
+        pub fn load(dir: &Path) -> Result<Box<dyn LanguageModel>> {
+            let config = Config::load(dir)?;
+            // Fails for formats that are not MLX's; how each weight is quantized its shapes say.
+            config.quantization()?;
+            match config.model_type()? {
+                $($($name)|+ => {
+                    let args: $($module)::+::Args = config.args()?;
+                    args.check().map_err(|e| Error::invalid(config.path(), e))?;
+                    let weights = Weights::open(dir, &$($module)::+::rules(&args))?;
+                    let model = $($module)::+::Model::new(&args, &weights)?;
+                    weights.finish()?;
+                    Ok(Box::new(model))
+                })*
+                _ => Err(config.unknown_model_type(MODEL_TYPES)),
+            }
+        }
+    };
+}
+
+models! {
+    "llama" | "mistral" | "iquestcoder" | "xverse" => lm::llama;
+    "qwen3" => lm::qwen3;
+}

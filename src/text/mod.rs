@@ -1,0 +1,9 @@
+//! Text to token ids and back, and chat templates.
+
+mod chat;
+mod detokenizer;
+mod tokenizer;
+
+pub use chat::ChatTemplate;
+pub use detokenizer::Detokenizer;
+pub use tokenizer::Tokenizer;
