@@ -38,7 +38,7 @@ struct Options {
     #[arg(long)]
     out: PathBuf,
     /// Optimizer steps
-    #[arg(long, default_value_t = 1200)]
+    #[arg(long, default_value_t = 1000)]
     steps: u64,
     /// Seed of the initial weights and of the order of the text
     #[arg(long, default_value_t = 0)]
