@@ -9,10 +9,9 @@ use serde::Deserialize;
 
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::io::layout::{INDEX, SINGLE, shard_number};
 use crate::io::{SafeTensors, TensorInfo};
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
 /// The longest index that is read, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
@@ -169,11 +168,4 @@ fn unindexed_shards(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     let missing = (1..=total).find(|number| !found.contains_key(number)).unwrap_or_default();
     Err(Error::invalid(dir, format!("shard {missing} of {total} is missing: download it again")))
-}
-
-/// `(2, 5)` for `model-00002-of-00005.safetensors`.
-fn shard_number(name: &str) -> Option<(u64, u64)> {
-    let (number, of) = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
-    let parse = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    Some((parse(number)?, parse(of)?))
 }

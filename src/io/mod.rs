@@ -4,6 +4,14 @@
 //! a temporary file beside the target and rename it at the end, so that a name either holds the
 //! whole new file or what it held before.
 
+mod atomic;
+pub(crate) mod layout;
+mod npy;
+mod npz;
 mod safetensors;
+mod save;
 
+pub use npy::{load_npy, save_npy};
+pub use npz::{load_npz, save_npz};
 pub use safetensors::{SafeTensors, TensorInfo, load_safetensors};
+pub use save::{save_safetensors, save_sharded};

@@ -17,12 +17,14 @@ use crate::error::{Error, Result};
 use crate::ffi::Mapped;
 
 /// The longest header that the format allows, in bytes.
-const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
+/// The key of a header that is no tensor.
+pub(super) const METADATA: &str = "__metadata__";
 /// The most dimensions a tensor may have, as in NumPy 2.
-const MAX_DIMS: usize = 64;
+pub(super) const MAX_DIMS: usize = 64;
 
 /// The longest name of a tensor, in bytes.
-const MAX_NAME: usize = 4096;
+pub(super) const MAX_NAME: usize = 4096;
 
 /// Name, shape and dtype of a tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, DeriveDeserialize)]
@@ -161,25 +163,29 @@ pub fn load_safetensors(
     Ok((arrays, file.metadata))
 }
 
+/// The format's name of a dtype.
+pub(super) fn name_of(dtype: Dtype) -> StDtype {
+    match dtype {
+        Dtype::Bool => StDtype::BOOL,
+        Dtype::Uint8 => StDtype::U8,
+        Dtype::Uint16 => StDtype::U16,
+        Dtype::Uint32 => StDtype::U32,
+        Dtype::Uint64 => StDtype::U64,
+        Dtype::Int8 => StDtype::I8,
+        Dtype::Int16 => StDtype::I16,
+        Dtype::Int32 => StDtype::I32,
+        Dtype::Int64 => StDtype::I64,
+        Dtype::Float16 => StDtype::F16,
+        Dtype::Bfloat16 => StDtype::BF16,
+        Dtype::Float32 => StDtype::F32,
+        Dtype::Float64 => StDtype::F64,
+        Dtype::Complex64 => StDtype::C64,
+    }
+}
+
 /// The dtype of MLX, if it has this one.
 fn dtype_of(dtype: StDtype) -> Option<Dtype> {
-    Some(match dtype {
-        StDtype::BOOL => Dtype::Bool,
-        StDtype::U8 => Dtype::Uint8,
-        StDtype::U16 => Dtype::Uint16,
-        StDtype::U32 => Dtype::Uint32,
-        StDtype::U64 => Dtype::Uint64,
-        StDtype::I8 => Dtype::Int8,
-        StDtype::I16 => Dtype::Int16,
-        StDtype::I32 => Dtype::Int32,
-        StDtype::I64 => Dtype::Int64,
-        StDtype::F16 => Dtype::Float16,
-        StDtype::BF16 => Dtype::Bfloat16,
-        StDtype::F32 => Dtype::Float32,
-        StDtype::F64 => Dtype::Float64,
-        StDtype::C64 => Dtype::Complex64,
-        _ => return None,
-    })
+    Dtype::ALL.iter().copied().find(|&d| name_of(d) == dtype)
 }
 
 /// Holds the tensors to the data: each as long as its shape and dtype say, one after another,
@@ -252,7 +258,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut header = Header::default();
         let mut has_metadata = false;
         while let Some(key) = map.next_key::<String>()? {
-            if key == "__metadata__" {
+            if key == METADATA {
                 if std::mem::replace(&mut has_metadata, true) {
                     return Err(A::Error::custom("`__metadata__` occurs twice"));
                 }
