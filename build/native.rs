@@ -6,7 +6,10 @@ use crate::plan::{Features, Target, cxx_flags};
 
 pub fn build(native: &Path, mlx: &Path, mlxc: &Path, target: &Target, features: Features) {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").include(mlx).include(mlxc).warnings(false).file(native.join("native.cpp"));
+    build.cpp(true).std("c++20").include(mlx).include(mlxc).warnings(false);
+    for file in ["native.cpp", "primitive.cpp"] {
+        build.file(native.join(file));
+    }
     if target.is_macos() {
         build.define("MLXPORT_METAL", None);
     }

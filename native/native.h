@@ -10,6 +10,7 @@
 #include "mlx/c/graph_utils.h"
 #include "mlx/c/string.h"
 #include "mlx/c/vector.h"
+#include "primitive.h"
 
 #ifdef __cplusplus
 extern "C" {

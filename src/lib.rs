@@ -85,6 +85,7 @@ mod ffi;
 pub mod fft;
 pub mod generate;
 pub mod io;
+pub mod kernels;
 pub mod linalg;
 pub mod memory;
 pub mod models;

@@ -229,21 +229,22 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> c_int {
     let error = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return 0,
         Ok(Err(error)) => error,
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            discard(panic);
-            Error::Panic { message: text.unwrap_or_else(|| "no message".into()) }
-        }
+        Err(panic) => Error::Panic { message: panic_text(panic) },
     };
     keep_closure_error(error);
     1
 }
 
+/// What a panic said.
+pub(super) fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    discard(panic);
+    text.unwrap_or_else(|| "no message".into())
+}
+
 /// Drops what a panic carried, which may panic in turn.
-fn discard(panic: Box<dyn Any + Send>) {
+pub(super) fn discard(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(again);
     }

@@ -13,6 +13,7 @@ mod call;
 mod closure;
 mod device;
 mod handles;
+mod kernel;
 mod mapped;
 mod streams;
 /// Declarations that bindgen made from mlx-c's headers.
@@ -35,6 +36,7 @@ pub(crate) use call::{CArg, call, op, ops_vec, ops2};
 pub(crate) use closure::*;
 pub(crate) use device::*;
 pub(crate) use handles::*;
+pub(crate) use kernel::*;
 pub(crate) use mapped::*;
 pub(crate) use streams::*;
 
@@ -51,6 +53,7 @@ thread_local! {
 
 /// Holds MLX for this thread. Taken by every call into C; reentrant, so closures may call back.
 pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
+    assert!(!kernel::must_not_enter(), "a kernel must not use arrays");
     let guard = LOCK.lock();
     START.call_once(|| {
         // SAFETY: no arguments.

@@ -15,6 +15,7 @@ use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ffi::{op, ops_vec};
+use crate::kernels;
 
 /// How codes become numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ impl QuantizationMode {
         self.c_name().to_str().expect("the names are ASCII")
     }
 
-    fn c_name(self) -> &'static CStr {
+    pub(crate) fn c_name(self) -> &'static CStr {
         match self {
             Self::Affine => c"affine",
             Self::Mxfp4 => c"mxfp4",
@@ -169,15 +170,7 @@ pub fn quantized_matmul(
         let (lhs, rhs) = (x.shape().to_vec(), w.shape().to_vec());
         return Err(Error::Shape { op: "quantized_matmul", lhs, rhs });
     }
-    if x.size() == 0 {
-        // MLX divides by the number of rows.
-        let w = dequantize(w, scales, biases, how, None, None)?;
-        let product = super::matmul(x, &if transpose { super::swapaxes(&w, -1, -2)? } else { w })?;
-        let stays = how.mode != QuantizationMode::Affine;
-        return if stays { super::astype(&product, x.dtype()) } else { Ok(product) };
-    }
-    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
-    op!(mlx_quantized_matmul(x, w, scales, biases, transpose, group_size, bits, mode))
+    kernels::quantized_matmul(x, w, scales, biases, transpose, how)
 }
 
 /// [`quantized_matmul`] of matrices picked from two batches, as [`gather_mm`](super::gather_mm) picks

@@ -1,0 +1,239 @@
+#include "primitive.h"
+
+#include <cstring>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/copy.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/c/error.h"
+#include "mlx/c/private/enums.h"
+#include "mlx/c/private/stream.h"
+#include "mlx/c/private/vector.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "mlx/transforms_impl.h"
+
+#undef mlx_error
+#define mlx_error(message) _mlx_error(__FILE__, __LINE__, "%s", message)
+
+namespace {
+
+using namespace mlx::core;
+using Arrays = std::vector<array>;
+
+// As mlx-c says it of a closure: the caller knows by the words that it keeps the error itself.
+constexpr auto failed_in_rust = "the kernel returned a non-zero value";
+
+struct Spec {
+  Shape shape;
+  Dtype dtype;
+};
+
+mlxport_spec spec_of(const Shape& shape, Dtype dtype) {
+  return {shape.data(), shape.size(), mlx_dtype_to_c(dtype)};
+}
+
+// The caller's functions, and the payload until nobody needs it.
+struct Kernel {
+  mlxport_kernel c;
+
+  explicit Kernel(mlxport_kernel c) : c(c) {}
+  Kernel(const Kernel&) = delete;
+  ~Kernel() {
+    c.release(c.payload);
+  }
+
+  std::vector<Spec> outputs(const Arrays& inputs) const {
+    std::vector<mlxport_spec> specs;
+    for (auto& in : inputs) {
+      specs.push_back(spec_of(in.shape(), in.dtype()));
+    }
+    std::vector<Spec> out;
+    if (c.outputs(c.payload, specs.data(), specs.size(), &out)) {
+      throw std::runtime_error(failed_in_rust);
+    }
+    return out;
+  }
+
+  Arrays reference(const Arrays& inputs) const {
+    auto ins = mlx_vector_array_new_(inputs);
+    auto outs = mlx_vector_array_new_(Arrays{});
+    auto failed = c.reference(c.payload, &outs, ins);
+    auto result = std::move(mlx_vector_array_get_(outs));
+    mlx_vector_array_free_(ins);
+    mlx_vector_array_free_(outs);
+    if (failed) {
+      throw std::runtime_error(failed_in_rust);
+    }
+    return result;
+  }
+};
+
+// What one evaluation needs on the stream's thread. The arrays' memory is kept alive by the evaluation.
+struct Call {
+  struct View {
+    void* data;
+    Shape shape;
+    Strides strides;
+    Dtype dtype;
+    size_t nbytes;
+  };
+  std::shared_ptr<const Kernel> kernel;
+  std::vector<View> inputs;
+  std::vector<View> outputs;
+
+  static View view(const array& a) {
+    return {const_cast<void*>(a.data<void>()), a.shape(), a.strides(), a.dtype(), a.nbytes()};
+  }
+
+  static std::vector<mlxport_view> lend(const std::vector<View>& views) {
+    std::vector<mlxport_view> lent;
+    for (auto& v : views) {
+      lent.push_back({v.data, v.strides.data(), spec_of(v.shape, v.dtype)});
+    }
+    return lent;
+  }
+
+  void clear() const {
+    for (auto& out : outputs) {
+      if (out.nbytes > 0) {
+        std::memset(out.data, 0, out.nbytes);
+      }
+    }
+  }
+
+  void run() const {
+    auto ins = lend(inputs);
+    auto outs = lend(outputs);
+    clear();
+    std::string message;
+    auto& c = kernel->c;
+    if (c.run(c.payload, ins.data(), ins.size(), outs.data(), outs.size(), &message)) {
+      clear();
+      throw std::runtime_error("kernel `" + std::string(c.name) + "`: " + message);
+    }
+  }
+};
+
+class RustKernel : public Primitive {
+ public:
+  RustKernel(Stream stream, std::shared_ptr<const Kernel> kernel)
+      : Primitive(stream), kernel_(std::move(kernel)) {}
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    auto& encoder = cpu::get_command_encoder(stream());
+    auto call = std::make_shared<Call>();
+    call->kernel = kernel_;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      auto in = inputs[i];
+      bool strided = i < 64 && (kernel_->c.strided >> i & 1);
+      if (!strided && !in.flags().row_contiguous) {
+        in = contiguous_copy_cpu(in, stream());
+        encoder.add_temporary(in);
+      }
+      encoder.set_input_array(in);
+      call->inputs.push_back(Call::view(in));
+    }
+    for (auto& out : outputs) {
+      out.set_data(allocator::malloc(out.nbytes()));
+      encoder.set_output_array(out);
+      call->outputs.push_back(Call::view(out));
+    }
+    encoder.dispatch([call = std::move(call)] { call->run(); });
+  }
+
+  void eval_gpu(const Arrays&, Arrays&) override {
+    throw std::runtime_error("a kernel of the CPU on a GPU stream");
+  }
+
+  // Only the arguments in question are variables: the others may be integers, which have no gradient.
+  Arrays vjp(
+      const Arrays& primals,
+      const Arrays& cotangents,
+      const std::vector<int>& argnums,
+      const Arrays&) override {
+    return mlx::core::vjp(of(primals, argnums), chosen(primals, argnums), cotangents).second;
+  }
+
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
+    return mlx::core::jvp(of(primals, argnums), chosen(primals, argnums), tangents).second;
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
+    auto reference = [kernel = kernel_](const Arrays& in) { return kernel->reference(in); };
+    auto outputs = mlx::core::vmap(reference, axes)(inputs);
+    std::vector<int> out_axes(outputs.size(), 0);
+    return {std::move(outputs), std::move(out_axes)};
+  }
+
+  std::vector<Shape> output_shapes(const Arrays& inputs) override {
+    std::vector<Shape> shapes;
+    for (auto& spec : kernel_->outputs(inputs)) {
+      shapes.push_back(spec.shape);
+    }
+    return shapes;
+  }
+
+  const char* name() const override {
+    return kernel_->c.name;
+  }
+
+ private:
+  static Arrays chosen(const Arrays& primals, const std::vector<int>& argnums) {
+    Arrays vars;
+    for (int i : argnums) {
+      vars.push_back(primals[i]);
+    }
+    return vars;
+  }
+
+  std::function<Arrays(const Arrays&)> of(const Arrays& primals, const std::vector<int>& argnums) const {
+    return [kernel = kernel_, primals, argnums](const Arrays& vars) {
+      auto all = primals;
+      for (size_t i = 0; i < vars.size(); ++i) {
+        all[argnums[i]] = vars[i];
+      }
+      return kernel->reference(all);
+    };
+  }
+
+  std::shared_ptr<const Kernel> kernel_;
+};
+
+} // namespace
+
+extern "C" void mlxport_push_spec(void* out, const int* shape, size_t ndim, mlx_dtype dtype) {
+  static_cast<std::vector<Spec>*>(out)->push_back({Shape(shape, shape + ndim), mlx_dtype_to_cpp(dtype)});
+}
+
+extern "C" void mlxport_set_message(void* message, const char* text, size_t length) {
+  static_cast<std::string*>(message)->assign(text, length);
+}
+
+extern "C" int mlxport_kernel_apply(
+    mlx_vector_array* res,
+    mlx_vector_array inputs,
+    mlxport_kernel kernel,
+    mlx_stream stream) {
+  try {
+    auto owned = std::make_shared<const Kernel>(kernel);
+    auto& ins = mlx_vector_array_get_(inputs);
+    auto s = mlx_stream_get_(stream);
+    if (s.device == Device::gpu || detail::in_export_tracing()) {
+      mlx_vector_array_set_(*res, owned->reference(ins));
+      return 0;
+    }
+    std::vector<Shape> shapes;
+    std::vector<Dtype> dtypes;
+    for (auto& spec : owned->outputs(ins)) {
+      shapes.push_back(spec.shape);
+      dtypes.push_back(spec.dtype);
+    }
+    auto primitive = std::make_shared<RustKernel>(s, std::move(owned));
+    mlx_vector_array_set_(*res, array::make_arrays(std::move(shapes), dtypes, primitive, ins));
+    return 0;
+  } catch (std::exception& e) {
+    mlx_error(e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,43 @@
+//! Operations written in Rust that take part in MLX's graph.
+
+use super::{Spec, View, ViewMut};
+use crate::array::Array;
+use crate::error::Result;
+use crate::ffi;
+
+/// An operation with an implementation in Rust for the CPU and a reference in operations of MLX.
+///
+/// [`apply`] adds it to the lazy graph. On a CPU stream [`cpu`](Self::cpu) computes it; on a GPU stream
+/// the reference does. Gradients, `vmap` and exported functions go through the reference too, so the two
+/// must compute the same.
+///
+/// [`cpu`](Self::cpu) runs on MLX's thread for the stream, where arrays must not be used: an attempt
+/// panics. A panic or an error there comes back from `eval`, and the stream can be used again.
+pub trait CustomKernel: Send + Sync + 'static {
+    /// How the operation is called in messages and in printed graphs.
+    fn name(&self) -> &str;
+
+    /// Shape and dtype of each output. Fails if the inputs do not fit.
+    fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>>;
+
+    /// Computes the outputs.
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()>;
+
+    /// The same in operations of MLX.
+    fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>>;
+
+    /// Whether [`cpu`](Self::cpu) reads input `index`, one of the first 64, by its strides. Other
+    /// inputs are copied where they are not row-contiguous.
+    fn takes_strided(&self, _index: usize) -> bool {
+        false
+    }
+}
+
+/// The outputs of `kernel`, not yet computed, on the stream of the current scope.
+pub fn apply<'a>(
+    kernel: impl CustomKernel,
+    inputs: impl IntoIterator<Item = &'a Array>,
+) -> Result<Vec<Array>> {
+    let inputs: Vec<&Array> = inputs.into_iter().collect();
+    ffi::apply_kernel(Box::new(kernel), &inputs)
+}

@@ -1,0 +1,69 @@
+//! The threads that kernels share.
+
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::{Mutex, RwLock};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+
+/// One thread less than work is spread over: the calling thread takes its share. `None` where that
+/// leaves no other.
+type Helpers = Option<Arc<ThreadPool>>;
+
+static HELPERS: LazyLock<RwLock<Helpers>> = LazyLock::new(|| {
+    let machine = std::thread::available_parallelism().map_or(1, usize::from);
+    // Without helpers kernels still work.
+    RwLock::new(helpers(machine).unwrap_or(None))
+});
+
+fn helpers(threads: usize) -> Result<Helpers> {
+    if threads < 2 {
+        return Ok(None);
+    }
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads - 1)
+        .thread_name(|i| format!("mlxport-kernel-{i}"))
+        .start_handler(|_| crate::ffi::bar_from_arrays())
+        .build();
+    pool.map(|pool| Some(Arc::new(pool))).map_err(|e| Error::unsupported("threads", e.to_string()))
+}
+
+/// On how many threads the kernels of this process run: at first as many as the machine has cores.
+pub fn threads() -> usize {
+    HELPERS.read().as_ref().map_or(1, |pool| pool.current_num_threads() + 1)
+}
+
+/// Sets on how many threads the kernels of this process run. Results do not depend on it. Fails for 0,
+/// and if the threads cannot be started.
+pub fn set_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Err(Error::argument("set_threads", "no threads"));
+    }
+    let next = helpers(threads)?;
+    *HELPERS.write() = next;
+    Ok(())
+}
+
+/// Calls `work` with each piece of `out`, of `size` elements but the last, and its number; in any order
+/// and on any thread. What is one piece stays on this thread.
+pub(crate) fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    let pieces = out.len().div_ceil(size);
+    let rest = Mutex::new(out.chunks_mut(size).enumerate());
+    let take_pieces = || {
+        loop {
+            let Some((i, piece)) = rest.lock().next() else { return };
+            work(i, piece);
+        }
+    };
+    let pool = if pieces > 1 { HELPERS.read().clone() } else { None };
+    match pool {
+        None => take_pieces(),
+        Some(pool) => pool.in_place_scope(|scope| {
+            for _ in 1..pieces.min(pool.current_num_threads() + 1) {
+                scope.spawn(|_| take_pieces());
+            }
+            take_pieces();
+        }),
+    }
+}

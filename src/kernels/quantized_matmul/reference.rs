@@ -1,0 +1,20 @@
+//! MLX's own operation.
+
+use crate::array::Array;
+use crate::error::Result;
+use crate::ffi::op;
+use crate::ops::{self, Quantization};
+
+pub(super) fn quantized_matmul(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+) -> Result<Array> {
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    let y = op!(mlx_quantized_matmul(x, w, scales, biases, transpose, group_size, bits, mode))?;
+    // MLX would divide by the size of each dimension.
+    if x.size() == 0 || w.size() == 0 { ops::zeros(y.shape(), y.dtype()) } else { Ok(y) }
+}

@@ -1,0 +1,363 @@
+//! `quantized_matmul` against an oracle in `f64` that decodes the weights by itself.
+
+use half::{bf16, f16};
+use mlxport::kernels::{self, Path};
+use mlxport::ops::{self, Quantization, QuantizationMode};
+use mlxport::{Array, Dtype, transforms};
+use proptest::prelude::*;
+
+use crate::support::{Numbers, epsilon, to_f64};
+
+/// A product, its operands as MLX has them, and its exact result.
+struct Case {
+    how: Quantization,
+    x: Array,
+    w: Array,
+    scales: Array,
+    biases: Option<Array>,
+    /// `[n, k]`.
+    decoded: Vec<f64>,
+    x_values: Vec<f64>,
+}
+
+const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
+
+fn quantizations() -> Vec<Quantization> {
+    let affine =
+        [32, 64, 128].into_iter().flat_map(|g| [2, 3, 4, 5, 6, 8].map(|b| Quantization::affine(g, b)));
+    affine.chain(QuantizationMode::ALL[1..].iter().map(|&mode| mode.into())).collect()
+}
+
+/// An array of `dtype`, and the values that it really holds.
+fn rounded(values: &[f64], shape: &[i32], dtype: Dtype) -> (Array, Vec<f64>) {
+    let single: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    let array = match dtype {
+        Dtype::Float32 => Array::from_slice(&single, shape),
+        Dtype::Float16 => {
+            Array::from_slice(&single.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>(), shape)
+        }
+        _ => Array::from_slice(&single.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>(), shape),
+    }
+    .unwrap();
+    let values = to_f64(&array);
+    (array, values)
+}
+
+/// Code `i` of a row of words.
+fn code(words: &[u32], bits: i32, i: usize) -> u32 {
+    (0..bits as usize).fold(0, |code, b| {
+        let at = i * bits as usize + b;
+        code | (words[at / 32] >> (at % 32) & 1) << b
+    })
+}
+
+/// A small float of `exponent` and `mantissa` bits.
+fn small_float(code: u32, exponent: u32, mantissa: u32) -> f64 {
+    let m = f64::from(code & ((1 << mantissa) - 1)) / f64::from(1 << mantissa);
+    let e = (code >> mantissa & ((1 << exponent) - 1)) as i32;
+    let bias = (1 << (exponent - 1)) - 1;
+    let magnitude = if e == 0 { m * 2f64.powi(1 - bias) } else { (1.0 + m) * 2f64.powi(e - bias) };
+    if code >> (exponent + mantissa) == 1 { -magnitude } else { magnitude }
+}
+
+impl Case {
+    /// Random codes and scales, and `x` from `value`, `[x_shape..., groups * group_size]`.
+    fn new(
+        how: Quantization,
+        dtypes: [Dtype; 2],
+        x_shape: &[i32],
+        n: i32,
+        groups: i32,
+        seed: u64,
+        mut value: impl FnMut(&mut Numbers) -> f64,
+    ) -> Self {
+        let mut random = Numbers(seed);
+        let k = groups * how.group_size;
+        let words: Vec<u32> = (0..n * k * how.bits / 32).map(|_| random.bits() as u32).collect();
+        let count = (n * groups) as usize;
+        let scale_shape = [n, groups];
+        let (scales, scale_values, biases, bias_values) = if how.mode == QuantizationMode::Affine {
+            let unit = 1.0 / f64::from(1 << how.bits);
+            let scales: Vec<f64> = random.values(count).iter().map(|v| v * unit).collect();
+            let (scales, scale_values) = rounded(&scales, &scale_shape, dtypes[1]);
+            // As a quantizer has it: the middle of the codes stands for about zero.
+            let middle = f64::from((1 << how.bits) - 1) / 2.0;
+            let biases: Vec<f64> =
+                scale_values.iter().zip(random.values(count)).map(|(s, v)| -middle * s + 0.1 * v).collect();
+            let (biases, bias_values) = rounded(&biases, &scale_shape, dtypes[1]);
+            (scales, scale_values, Some(biases), bias_values)
+        } else {
+            let nv = how.mode == QuantizationMode::Nvfp4;
+            let codes: Vec<u8> = (0..count)
+                .map(|_| if nv { random.bits() as u8 } else { 120 + random.below(8) as u8 })
+                .collect();
+            let value = |&c: &u8| {
+                if nv { small_float(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) }
+            };
+            let values = codes.iter().map(value).collect();
+            (Array::from_slice(&codes, &scale_shape).unwrap(), values, None, vec![0.0; count])
+        };
+        let row_words = (k * how.bits / 32) as usize;
+        let mut decoded = Vec::new();
+        for row in 0..n as usize {
+            for i in 0..k as usize {
+                let code = code(&words[row * row_words..][..row_words], how.bits, i);
+                let value = match how.mode {
+                    QuantizationMode::Affine => f64::from(code),
+                    QuantizationMode::Mxfp8 => small_float(code, 4, 3),
+                    _ => small_float(code, 2, 1),
+                };
+                let group = row * groups as usize + i / how.group_size as usize;
+                decoded.push(value * scale_values[group] + bias_values[group]);
+            }
+        }
+        let shape: Vec<i32> = x_shape.iter().copied().chain([k]).collect();
+        let x: Vec<f64> = (0..shape.iter().product::<i32>()).map(|_| value(&mut random)).collect();
+        let (x, x_values) = rounded(&x, &shape, dtypes[0]);
+        let w = Array::from_slice(&words, &[n, row_words as i32]).unwrap();
+        Self { how, x, w, scales, biases, decoded, x_values }
+    }
+
+    fn exact(&self) -> Vec<f64> {
+        let k = *self.x.shape().last().unwrap() as usize;
+        let rows = if k == 0 {
+            self.x.shape().iter().rev().skip(1).product::<i32>() as usize
+        } else {
+            self.x.size() / k
+        };
+        let n = self.w.shape()[0] as usize;
+        let dot = |m: usize, n: usize| {
+            let (x, w) = (&self.x_values[m * k..][..k], &self.decoded[n * k..][..k]);
+            x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>()
+        };
+        (0..rows).flat_map(|m| (0..n).map(move |n| (m, n))).map(|(m, n)| dot(m, n)).collect()
+    }
+
+    fn product(&self) -> mlxport::Result<Array> {
+        ops::quantized_matmul(&self.x, &self.w, &self.scales, self.biases.as_ref(), true, self.how)
+    }
+
+    fn on(&self, path: Path) -> Array {
+        let y = kernels::force(path, || self.product()).unwrap().unwrap();
+        y.eval().unwrap();
+        y
+    }
+
+    /// The largest error of `y`.
+    fn error(&self, y: &Array) -> f64 {
+        to_f64(y).iter().zip(self.exact()).fold(0.0, |max, (y, exact)| f64::max(max, (y - exact).abs()))
+    }
+
+    /// Holds every path to: at most twice the reference's error, and one unit in the last place of the
+    /// largest result. The reference may be lucky where results are few; `alike` has more of them.
+    fn check(&self, alike: Option<&Self>) -> Result<(), TestCaseError> {
+        let reference = self.on(Path::Reference);
+        let largest = self.exact().iter().fold(smallest_normal(reference.dtype()), |max, v| max.max(v.abs()));
+        let unit = epsilon(reference.dtype()) * 2f64.powf(largest.log2().floor());
+        let elsewhere = alike.map_or(0.0, |case| case.error(&case.on(Path::Reference)));
+        let allowed = 2.0 * self.error(&reference).max(elsewhere) + unit;
+        for path in fast_paths() {
+            let y = self.on(path);
+            prop_assert_eq!(y.shape(), reference.shape());
+            prop_assert_eq!(y.dtype(), reference.dtype());
+            let found = self.error(&y);
+            prop_assert!(found <= allowed, "{path} {:?}: {found:e} > {allowed:e}", self.how);
+        }
+        Ok(())
+    }
+}
+
+fn smallest_normal(dtype: Dtype) -> f64 {
+    2f64.powi(if dtype == Dtype::Float16 { -14 } else { -126 })
+}
+
+fn fast_paths() -> Vec<Path> {
+    Path::ALL[1..].iter().copied().filter(|p| p.is_available()).collect()
+}
+
+fn unit_values(random: &mut Numbers) -> f64 {
+    random.values(1)[0]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_path_is_as_exact_as_the_reference(
+        how in prop::sample::select(quantizations()),
+        x_dtype in prop::sample::select(&FLOATS[..]),
+        scale_dtype in prop::sample::select(&FLOATS[..]),
+        x_shape in prop::sample::select(vec![
+            vec![], vec![1], vec![2], vec![3], vec![4], vec![6], vec![17], vec![0], vec![2, 3], vec![2, 0], vec![1, 1, 5],
+        ]),
+        n in prop::sample::select(vec![0, 1, 2, 3, 4, 7, 13, 32]),
+        groups in 0..10i32,
+        seed: u64,
+    ) {
+        let of = |n| Case::new(how, [x_dtype, scale_dtype], &x_shape, n, groups, seed, unit_values);
+        of(n).check(Some(&of(64)))?;
+    }
+
+    #[test]
+    fn large_and_tiny_values_are_no_exception(
+        how in prop::sample::select(quantizations()),
+        exponent in prop::sample::select(vec![-140, -126, -100, -61, -59, 60, 100, 120]),
+        rows in 1..6i32,
+        seed: u64,
+    ) {
+        let value = |random: &mut Numbers| unit_values(random) * 2f64.powi(exponent);
+        Case::new(how, [Dtype::Float32; 2], &[rows], 65, 3, seed, value).check(None)?;
+    }
+}
+
+#[test]
+fn every_quantization_is_computed_for_long_rows() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for dtype in FLOATS {
+            // More groups than are decoded at a time, and a last block that is not full.
+            let case = Case::new(how, [dtype; 2], &[5], 6, 67, i as u64, unit_values);
+            case.check(None).unwrap();
+        }
+    }
+}
+
+#[test]
+fn positive_activations_lose_nothing_to_the_bias() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        let positive = |random: &mut Numbers| unit_values(random).abs() + 0.5;
+        Case::new(how, [Dtype::Float32; 2], &[2], 9, 24, i as u64, positive).check(None).unwrap();
+    }
+}
+
+#[test]
+fn infinities_and_nans_go_where_they_belong() {
+    for how in quantizations() {
+        for special in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            let mut count = 0;
+            let value = |random: &mut Numbers| {
+                count += 1;
+                if count == 40 { special } else { unit_values(random) }
+            };
+            // The special value is in the first of three rows.
+            let case = Case::new(how, [Dtype::Float32; 2], &[3], 5, 2 * 128 / how.group_size, 7, value);
+            let exact = case.exact();
+            for path in fast_paths() {
+                for (y, e) in to_f64(&case.on(path)).iter().zip(&exact) {
+                    let same_kind = y.is_nan() == e.is_nan() && (y.is_infinite() == e.is_infinite());
+                    assert!(same_kind && (!y.is_infinite() || y == e), "{path} {how:?}: {y}, expected {e}");
+                }
+            }
+        }
+    }
+}
+
+fn bits(y: &Array) -> Vec<u8> {
+    y.to_host().unwrap().into_bytes()
+}
+
+#[test]
+fn results_repeat_and_do_not_depend_on_the_threads() {
+    let before = kernels::threads();
+    let how = Quantization::affine(64, 4);
+    let case = Case::new(how, [Dtype::Bfloat16; 2], &[3], 1001, 16, 1, unit_values);
+    for path in fast_paths() {
+        let mut seen = Vec::new();
+        for threads in [1, 2, 3, 7] {
+            kernels::set_threads(threads).unwrap();
+            assert_eq!(kernels::threads(), threads);
+            seen.push(bits(&case.on(path)));
+            seen.push(bits(&case.on(path)));
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{path}");
+    }
+    kernels::set_threads(before).unwrap();
+    assert!(kernels::set_threads(0).is_err());
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        let case = Case::new(how, [Dtype::Float32; 2], &[19], 6, 5, i as u64, unit_values);
+        for path in fast_paths() {
+            let all = case.on(path).to_vec::<f32>().unwrap();
+            for m in [0, 3, 16, 18] {
+                let k = case.x.shape()[1];
+                let x = ops::slice(&case.x, &[m, 0], &[m + 1, k], &[1, 1]).unwrap();
+                let alone =
+                    || ops::quantized_matmul(&x, &case.w, &case.scales, case.biases.as_ref(), true, how);
+                let alone = kernels::force(path, alone).unwrap().unwrap().to_vec::<f32>().unwrap();
+                assert_eq!(alone, all[m as usize * 6..][..6], "{path} {how:?} row {m}");
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_may_be_strided() {
+    let how = Quantization::affine(32, 4);
+    let case = Case::new(how, [Dtype::Float32; 2], &[6], 8, 4, 3, unit_values);
+    let again = |a: &Array| {
+        let turned = ops::transpose(&ops::contiguous(&ops::transpose(a, ..).unwrap(), false).unwrap(), ..);
+        turned.unwrap()
+    };
+    let [x, w, scales] = [&case.x, &case.w, &case.scales].map(again);
+    let biases = case.biases.as_ref().map(again);
+    for path in fast_paths() {
+        let y = kernels::force(path, || ops::quantized_matmul(&x, &w, &scales, biases.as_ref(), true, how));
+        assert_eq!(bits(&y.unwrap().unwrap()), bits(&case.on(path)));
+    }
+}
+
+#[test]
+fn the_gradient_is_that_of_the_product() {
+    for how in [Quantization::affine(64, 4), QuantizationMode::Mxfp4.into()] {
+        let case = Case::new(how, [Dtype::Float32; 2], &[3], 64, 2, 11, unit_values);
+        let (k, n) = (case.x.shape()[1] as usize, 64);
+        let weight = ops::reshape(&ops::arange(0, 3 * n, 1, Dtype::Float32).unwrap(), &[3, n]).unwrap();
+        let loss = |x: &Array| {
+            let y = ops::quantized_matmul(x, &case.w, &case.scales, case.biases.as_ref(), true, how)?;
+            ops::sum(&(y * &weight)?, .., false)
+        };
+        let exact: Vec<f64> = (0..3)
+            .flat_map(|m| (0..k).map(move |i| (m, i)))
+            .map(|(m, i)| {
+                (0..n as usize).map(|r| (m * n as usize + r) as f64 * case.decoded[r * k + i]).sum()
+            })
+            .collect();
+        for path in fast_paths() {
+            let grad = kernels::force(path, || transforms::grad(loss, &case.x)).unwrap().unwrap();
+            crate::support::assert_close(&grad, &exact, crate::support::REDUCTION);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_case_for_a_kernel_is_as_before() {
+    let how = Quantization::affine(64, 4);
+    let case = Case::new(how, [Dtype::Float32; 2], &[2], 64, 2, 5, unit_values);
+    let (scales, biases) = (&case.scales, case.biases.as_ref());
+    let refused = |x: &Array, scales: &Array, biases: Option<&Array>| {
+        ops::quantized_matmul(x, &case.w, scales, biases, true, how).unwrap_err();
+    };
+    refused(&ops::slice(&case.x, &[0, 0], &[2, 64], &[1, 1]).unwrap(), scales, biases);
+    refused(&case.x, scales, None);
+    // MLX promotes integers.
+    let whole = ops::astype(scales, Dtype::Int32).unwrap();
+    ops::quantized_matmul(&case.x, &case.w, &whole, biases, true, how).unwrap().eval().unwrap();
+    // Not transposed: `[2, 64] @ [64, 128]`.
+    let x = ops::slice(&case.x, &[0, 0], &[2, 64], &[1, 1]).unwrap();
+    let y = ops::quantized_matmul(&x, &case.w, scales, biases, false, how).unwrap();
+    assert_eq!(y.shape(), [2, 128]);
+    y.eval().unwrap();
+}
+
+#[test]
+fn a_path_is_pinned_for_a_scope() {
+    let before = kernels::active();
+    kernels::force(Path::Portable, || assert_eq!(kernels::active(), Path::Portable)).unwrap();
+    assert_eq!(kernels::active(), before);
+    for path in Path::ALL {
+        assert_eq!(path.name().parse::<Path>().unwrap(), path);
+        assert_eq!(kernels::force(path, || ()).is_ok(), path.is_available());
+    }
+}
