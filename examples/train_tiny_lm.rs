@@ -18,11 +18,12 @@ use std::time::Instant;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlxport::checkpoint::Weights;
+use mlxport::generate::{Options, Text, Tokens};
 use mlxport::models::LanguageModel;
 use mlxport::models::lm::qwen3;
 use mlxport::nn::{Module, losses::cross_entropy};
 use mlxport::optim::{Adam, Optimizer, Schedule, clip_grad_norm};
-use mlxport::{Array, Dtype, ops, random, transforms};
+use mlxport::{Array, Dtype, io, ops, random, transforms};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -33,7 +34,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Trains a small Qwen3 language model on the prose of this repository.
 #[derive(Parser)]
-struct Options {
+struct Arguments {
     /// Directory to write the checkpoint to
     #[arg(long)]
     out: PathBuf,
@@ -57,15 +58,15 @@ const HELD_OUT: usize = 20;
 const MEASURED: usize = 64;
 
 fn main() -> Outcome<()> {
-    let options = Options::parse();
+    let arguments = Arguments::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut rng = StdRng::seed_from_u64(options.seed);
+    let mut rng = StdRng::seed_from_u64(arguments.seed);
     let corpus = Corpus::read(root, &mut rng)?;
     let config = config();
-    let model = RefCell::new(new_model(&config, options.seed)?);
+    let model = RefCell::new(new_model(&config, arguments.seed)?);
     let size: usize = model.borrow().parameters().iter().map(|(_, p)| p.size()).sum();
     println!("{} words; {size} parameters", corpus.words);
-    train(&model, &corpus.training, &options, &mut rng)?;
+    train(&model, &corpus.training, &arguments, &mut rng)?;
 
     // What is measured is what is saved.
     let rounded = |(name, p): (String, Array)| Ok((name, ops::astype(&p, Dtype::Bfloat16)?));
@@ -76,17 +77,19 @@ fn main() -> Outcome<()> {
     let losses = [mean_loss(&saved, &corpus.training)?, mean_loss(&saved, &corpus.held_out)?];
     println!("loss {:.3} on the training text, {:.3} on text held out", losses[0], losses[1]);
 
-    let out = &options.out;
+    let out = &arguments.out;
     fs::create_dir_all(out)?;
-    save(&out.join("model.safetensors"), &weights)?;
+    let arrays = weights.iter().map(|(name, p)| (name.as_str(), p));
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    io::save_safetensors(out.join("model.safetensors"), arrays, &metadata)?;
     corpus.tokenizer.save(out.join("tokenizer.json"), true)?;
     write_json(&out.join("tokenizer_config.json"), &text::tokenizer_config())?;
     write_json(&out.join("config.json"), &config)?;
     write_json(&out.join("generation_config.json"), &generation_config())?;
-    fs::write(out.join("README.md"), card(&corpus, &options, losses))?;
+    fs::write(out.join("README.md"), card(&corpus, &arguments, losses))?;
     fs::copy(root.join("LICENSE-MIT"), out.join("LICENSE"))?;
     println!("wrote {}", out.display());
-    Ok(())
+    sample(&saved, out, "The ")
 }
 
 /// The text, its tokenizer, and the token ids.
@@ -199,15 +202,20 @@ fn new_model(config: &Value, seed: u64) -> Outcome<qwen3::Model> {
 }
 
 /// AdamW over random pieces of the text; returns when all steps are done.
-fn train(model: &RefCell<qwen3::Model>, stream: &[i32], options: &Options, rng: &mut StdRng) -> Outcome<()> {
-    let cosine = Schedule::cosine_decay(RATE, options.steps.saturating_sub(WARMUP), 0.05 * RATE);
+fn train(
+    model: &RefCell<qwen3::Model>,
+    stream: &[i32],
+    arguments: &Arguments,
+    rng: &mut StdRng,
+) -> Outcome<()> {
+    let cosine = Schedule::cosine_decay(RATE, arguments.steps.saturating_sub(WARMUP), 0.05 * RATE);
     let mut optimizer = Adam::adamw(Schedule::linear(0.0, RATE, WARMUP).then(WARMUP, cosine), DECAY);
     (optimizer.betas, optimizer.bias_correction) = ([0.9, 0.95], true);
     let mut values: Vec<Array> = model.borrow().parameters().into_iter().map(|(_, p)| p).collect();
 
-    let bar = progress(options.steps)?;
+    let bar = progress(arguments.steps)?;
     let started = Instant::now();
-    for step in 1..=options.steps {
+    for step in 1..=arguments.steps {
         let windows: Vec<&[i32]> = (0..BATCH)
             .map(|_| rng.random_range(0..stream.len() - LENGTH))
             .map(|at| &stream[at..=at + LENGTH])
@@ -233,8 +241,8 @@ fn train(model: &RefCell<qwen3::Model>, stream: &[i32], options: &Options, rng: 
         );
         bar.set_message(line.clone());
         bar.inc(1);
-        if bar.is_hidden() && (step % 20 == 0 || step == 1 || step == options.steps) {
-            println!("step {step}/{}  {line}", options.steps);
+        if bar.is_hidden() && (step % 20 == 0 || step == 1 || step == arguments.steps) {
+            println!("step {step}/{}  {line}", arguments.steps);
         }
     }
     bar.finish();
@@ -264,6 +272,20 @@ fn mean_loss(model: &qwen3::Model, stream: &[i32]) -> mlxport::Result<f32> {
     Ok(sum / windows.len() as f32)
 }
 
+/// Prints how the model continues `prompt`, with the tokenizer as it was written to `directory`.
+fn sample(model: &qwen3::Model, directory: &Path, prompt: &str) -> Outcome<()> {
+    let tokenizer = mlxport::text::Tokenizer::load(directory)?;
+    let ids = tokenizer.encode_prompt(prompt)?;
+    let options = Options { max_tokens: 48, ..Options::default() };
+    let mut cache = model.make_cache();
+    print!("{prompt}");
+    for response in Text::new(Tokens::new(model, &mut cache, &ids, options)?, &tokenizer) {
+        print!("{}", response?.text);
+    }
+    println!();
+    Ok(())
+}
+
 /// A bar on a terminal; hidden where the output is piped.
 fn progress(steps: u64) -> Outcome<ProgressBar> {
     if !std::io::stdout().is_terminal() {
@@ -273,27 +295,15 @@ fn progress(steps: u64) -> Outcome<ProgressBar> {
     Ok(ProgressBar::new(steps).with_style(style))
 }
 
-fn save(path: &Path, weights: &[(String, Array)]) -> Outcome<()> {
-    let hosts =
-        weights.iter().map(|(n, a)| Ok((n.clone(), a.to_host()?))).collect::<mlxport::Result<Vec<_>>>()?;
-    let views = hosts.iter().map(|(n, h)| {
-        let shape = h.shape().iter().map(|&d| d as usize).collect();
-        (n.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape, h.bytes()).unwrap())
-    });
-    let meta = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(meta), path)?;
-    Ok(())
-}
-
 fn write_json(path: &Path, value: &Value) -> Outcome<()> {
     fs::write(path, serde_json::to_string_pretty(value)? + "\n")?;
     Ok(())
 }
 
 /// The model card.
-fn card(corpus: &Corpus, options: &Options, [training, held_out]: [f32; 2]) -> String {
+fn card(corpus: &Corpus, arguments: &Arguments, [training, held_out]: [f32; 2]) -> String {
     let Corpus { digest, words, .. } = corpus;
-    let Options { steps, seed, .. } = options;
+    let Arguments { steps, seed, .. } = arguments;
     format!(
         "\
 ---
