@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::array::Array;
 use crate::device::{DeviceKind, current_device, default_device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ffi::{self, Closure, VectorArray, call, sys};
+use crate::ops;
 
 /// How much is done to compiled functions, in the whole process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +109,14 @@ impl Compiled {
         ffi::ready(default_device())?;
         let args = VectorArray::new(args);
         let compiled = self.version()?;
-        ffi::on_deep_stack(|| compiled.apply(&args))
+        match ffi::on_deep_stack(|| compiled.apply(&args)) {
+            // MLX takes a captured array that is an argument as well for a mistake; here it is a constant.
+            Err(Error::Mlx { message, .. }) if message.contains("uncaptured inputs") => {
+                let args = args.to_arrays()?.iter().map(ops::copy).collect::<Result<Vec<_>>>()?;
+                ffi::on_deep_stack(|| compiled.apply(&VectorArray::new(&args)))
+            }
+            other => other,
+        }
     }
 
     fn version(&self) -> Result<Rc<Closure<'static>>> {

@@ -10,6 +10,7 @@ use crate::array::Array;
 use crate::device::{Device, default_device};
 use crate::error::{Error, Result};
 use crate::ffi::{self, Exporter, Imported, KeywordClosure, MapArrays, VectorArray, call};
+use crate::ops;
 
 /// Writes the graph of `f`, as traced with `args`, to the file `path` (usually `*.mlxfn`), with the
 /// arrays that `f` captures. [`import_function`] and MLX in other languages read it. `shapeless`: the
@@ -75,7 +76,12 @@ impl<'f> FunctionExporter<'f> {
     ) -> Result<()> {
         ffi::ready(default_device())?;
         let exporter = &self.exporter;
-        let (args, kwargs) = (VectorArray::new(args), named("export_function", kwargs)?);
+        // Copies, so that `f` may capture its arguments too.
+        let args: Vec<Array> = args.into_iter().map(ops::copy).collect::<Result<_>>()?;
+        let kwargs: Vec<(&str, Array)> =
+            kwargs.into_iter().map(|(name, x)| Ok((name, ops::copy(x)?))).collect::<Result<_>>()?;
+        let kwargs = named("export_function", kwargs.iter().map(|(name, x)| (*name, x)))?;
+        let args = VectorArray::new(&args);
         ffi::on_deep_stack(|| call!(mlx_function_exporter_apply_kwargs;; exporter, args, kwargs))
     }
 

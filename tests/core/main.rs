@@ -5,6 +5,8 @@ mod support;
 
 mod arrays;
 mod contracts_errors;
+mod contracts_memory;
+mod contracts_threads;
 mod fast;
 mod fft;
 mod indexing;

@@ -59,7 +59,7 @@ fn a_function_is_traced_once_for_each_signature() {
 #[test]
 fn captured_arrays_are_constants_and_transforms_compose() {
     let w = Array::from_slice(&[1.0f32, 2.0, 3.0], &[3]).unwrap();
-    let f = Rc::new(compile(move |x| ops::sum(&(ops::square(&x[0])? * &w)?, &[0], false)));
+    let f = Rc::new(compile(move |x| ops::sum(&(ops::square(&x[0])? * &w)?, 0, false)));
     let x = Array::from_slice(&[1.0f32, -1.0, 0.5], &[3]).unwrap();
     let one = |x: &Array| Ok(f.call([x])?.swap_remove(0));
     assert_eq!(one(&x).unwrap().item::<f32>().unwrap(), 3.75);
@@ -77,6 +77,17 @@ fn captured_arrays_are_constants_and_transforms_compose() {
 }
 
 #[test]
+fn an_argument_may_be_captured_too() {
+    let x = Array::from_slice(&[1.0f32, 2.0], &[2]).unwrap();
+    let captured = x.clone();
+    let f = compile(move |x| &x[0] * &captured);
+    let y = Array::from_slice(&[3.0f32, 4.0], &[2]).unwrap();
+    for (arg, expected) in [(&x, [1.0, 4.0]), (&x, [1.0, 4.0]), (&y, [3.0, 8.0])] {
+        assert_eq!(f.call([arg]).unwrap()[0].to_vec::<f32>().unwrap(), expected);
+    }
+}
+
+#[test]
 fn a_function_may_call_itself_while_it_is_traced() {
     let slot: Rc<std::cell::OnceCell<mlxport::transforms::Compiled>> = Rc::default();
     let itself = Rc::downgrade(&slot);
@@ -85,10 +96,10 @@ fn a_function_may_call_itself_while_it_is_traced() {
             return ops::exp(&x[0]);
         }
         // Constants, not placeholders: MLX would look them up in the cache that is being filled.
-        let mut sum = ops::sum(&x[0], &[0], false)?;
+        let mut sum = ops::sum(&x[0], 0, false)?;
         for i in 0..20 {
             let at_zero = Array::from_slice(&vec![0.0f32; i], &[i as i32])?;
-            let arg = if i == 0 { Array::from(0.0f32) } else { ops::sum(&at_zero, &[0], false)? };
+            let arg = if i == 0 { Array::from(0.0f32) } else { ops::sum(&at_zero, 0, false)? };
             sum = (sum + &itself.upgrade().unwrap().get().unwrap().call([&arg])?[0])?;
         }
         Ok(sum)

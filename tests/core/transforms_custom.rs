@@ -62,7 +62,7 @@ fn forward_derivatives_and_mapping_can_be_given_too() {
     assert_eq!(tangents[0].to_vec::<f32>().unwrap(), [100.0, 200.0]);
     assert_eq!(vmap(|p| f.call(p), [&x, &y]).unwrap()[0].to_vec::<f32>().unwrap(), [6.0, 9.0]);
     // What is not given is derived.
-    let (_, grads) = value_and_grad(|p| ops::sum(&f.call(p)?[0], &[0], false), [&x, &y]).unwrap();
+    let (_, grads) = value_and_grad(|p| ops::sum(&f.call(p)?[0], 0, false), [&x, &y]).unwrap();
     assert_eq!(grads[0].to_vec::<f32>().unwrap(), [5.0, 7.0]);
 }
 

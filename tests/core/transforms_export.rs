@@ -19,6 +19,9 @@ fn a_function_comes_back_with_what_it_captured() {
     let values = g.call([&x]).unwrap();
     assert_eq!(values[0].to_vec::<f32>().unwrap(), [-1.5, -1.5]);
     assert_eq!(values[1].to_vec::<f32>().unwrap(), [0.5, 0.5]);
+    export_function(&path, |y| &y[0] * &x, [&x], false).unwrap();
+    let squares = import_function(&path).unwrap().call([&x]).unwrap();
+    assert_eq!(squares[0].to_vec::<f32>().unwrap(), [1.0, 0.0, 1.0]);
     let wide = ops::zeros(&[2, 3], mlxport::Dtype::Float32).unwrap();
     assert!(matches!(g.call([&wide]), Err(Error::Mlx { .. })));
 }
@@ -28,7 +31,7 @@ fn a_shapeless_function_takes_other_shapes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.mlxfn");
     let x = Array::from_slice(&[1.0f32, 2.0], &[2]).unwrap();
-    export_function(&path, |x| ops::sum(&ops::exp(&x[0])?, &[0], false), [&x], true).unwrap();
+    export_function(&path, |x| ops::sum(&ops::exp(&x[0])?, 0, false), [&x], true).unwrap();
     let g = import_function(&path).unwrap();
     let y = Array::from_slice(&[0.0f32; 5], &[5]).unwrap();
     assert_eq!(g.call([&y]).unwrap()[0].item::<f32>().unwrap(), 5.0);
