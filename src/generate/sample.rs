@@ -107,6 +107,6 @@ fn keep_min_p(logprobs: &Array, min_p: f32) -> Result<Array> {
 fn keep_top_k(logprobs: &Array, top_k: i32) -> Result<Array> {
     let order = ops::argpartition(&(-logprobs)?, top_k - 1, -1)?;
     let rest = ops::split(&order, [top_k], -1)?.swap_remove(1);
-    let (none, axis) = (ops::full(&[1], f32::NEG_INFINITY, logprobs.dtype())?, -1);
-    crate::ffi::op!(mlx_put_along_axis(logprobs, rest, none, axis))
+    let none = ops::full(&[1], f32::NEG_INFINITY, logprobs.dtype())?;
+    ops::put_along_axis(logprobs, &rest, &none, -1)
 }
