@@ -5,6 +5,7 @@
 
 mod bench;
 mod devices;
+mod forward;
 mod generate;
 
 use std::io::{self, Write};
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Continues a prompt
     Generate(generate::Args),
+    /// Writes the logits of given token ids, and what leads to them
+    Forward(forward::Args),
     /// Measures speed and memory
     #[command(subcommand)]
     Bench(bench::Command),
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
     });
     let outcome = match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Forward(args) => forward::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Devices(args) => devices::run(&args),
     };
