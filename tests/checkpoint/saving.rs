@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use mlxport::checkpoint::Files;
-use mlxport::io::{load_safetensors, save_safetensors, save_sharded};
+use mlxport::io::{load_safetensors, save_npy, save_npz, save_safetensors, save_sharded};
 use mlxport::{Array, Dtype, HostTensor};
 use safetensors::tensor::TensorView;
 
@@ -137,4 +137,43 @@ fn a_folder_that_is_not_there_is_named() {
     let path = dir.path().join("absent/x.safetensors");
     let error = save_safetensors(&path, [], &BTreeMap::new()).unwrap_err().to_string();
     assert!(error.contains("absent/x.safetensors"), "{error}");
+}
+
+/// The test runs itself again under a limit on the size of files, which fails writes as a full disk
+/// does: in the middle.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    const DIR: &str = "MLXPORT_TEST_FULL_DISK";
+    if let Some(dir) = std::env::var_os(DIR).map(std::path::PathBuf::from) {
+        let arrays =
+            BTreeMap::from([("a".to_owned(), Array::from_slice(&[1f32; 1 << 18], &[1 << 18]).unwrap())]);
+        let tensors = hosts(&arrays);
+        let small =
+            BTreeMap::from([("a".to_owned(), Array::from(1f32)), ("b".to_owned(), arrays["a"].clone())]);
+        let failures = [
+            save_safetensors(dir.join("x.safetensors"), named(&arrays), &BTreeMap::new()),
+            save_sharded(&dir, named(&small), 4, &BTreeMap::new()),
+            save_npy(dir.join("x.npy"), &tensors["a"]),
+            save_npz(dir.join("x.npz"), &tensors, false),
+        ];
+        for failure in failures {
+            let error = failure.unwrap_err().to_string();
+            assert!(error.contains("File too large"), "{error}");
+        }
+        return;
+    }
+    let dir = raw::dir();
+    let script = r#"trap '' XFSZ; ulimit -f 64; exec "$0" --exact saving::a_full_disk_leaves_nothing_behind"#;
+    let exe = std::env::current_exe().unwrap();
+    let run = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .arg(exe)
+        .env(DIR, dir.path())
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+    assert!(String::from_utf8_lossy(&run.stdout).contains("1 passed"));
+    assert_eq!(files_in(dir.path()), [""; 0]);
 }
