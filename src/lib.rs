@@ -92,6 +92,8 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+#[cfg(feature = "text")]
+pub mod port;
 pub mod random;
 #[cfg(feature = "text")]
 pub mod text;

@@ -7,6 +7,7 @@ mod bench;
 mod devices;
 mod forward;
 mod generate;
+mod port;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Ports a checkpoint, proves it against an oracle, and reports
+    Port(port::Args),
     /// Continues a prompt
     Generate(generate::Args),
     /// Writes the logits of given token ids, and what leads to them
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         }
     });
     let outcome = match cli.command {
+        Command::Port(args) => port::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Bench(command) => bench::run(&command),

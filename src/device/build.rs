@@ -1,20 +1,20 @@
 //! What the library was built with, and the machine it runs on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Device;
 use crate::error::Result;
 use crate::ffi;
 
 /// Versions, backends and hardware: what a report of speed has to name.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     /// This library's version.
-    pub mlxport: &'static str,
+    pub mlxport: String,
     /// MLX's version.
     pub mlx: String,
     /// Backends of MLX that this build has: `cpu`, and `metal` or `cuda`.
-    pub backends: Vec<&'static str>,
+    pub backends: Vec<String>,
     /// What the BLAS library says of itself.
     pub blas: String,
     /// Name of the processor; empty if the system does not tell.
@@ -22,7 +22,7 @@ pub struct Machine {
     /// Processors that this process may use.
     pub cores: usize,
     /// Vector extensions that the processor has and kernels choose between.
-    pub cpu_features: Vec<&'static str>,
+    pub cpu_features: Vec<String>,
     /// Main memory in bytes; 0 if the system does not tell.
     pub memory_bytes: u64,
 }
@@ -31,16 +31,16 @@ impl Machine {
     /// This build on this machine.
     pub fn here() -> Result<Self> {
         let gpu = if cfg!(target_os = "macos") { "metal" } else { "cuda" };
-        let mut backends = vec!["cpu"];
-        backends.extend(Device::gpu().is_available().then_some(gpu));
+        let mut backends = vec!["cpu".to_owned()];
+        backends.extend(Device::gpu().is_available().then(|| gpu.to_owned()));
         Ok(Self {
-            mlxport: env!("CARGO_PKG_VERSION"),
+            mlxport: env!("CARGO_PKG_VERSION").into(),
             mlx: ffi::mlx_version()?,
             backends,
             blas: ffi::blas_config(),
             cpu: cpu_name(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            cpu_features: cpu_features(),
+            cpu_features: cpu_features().into_iter().map(str::to_owned).collect(),
             memory_bytes: memory_bytes(),
         })
     }

@@ -20,12 +20,14 @@
 //! [`Tokens`] alone needs no tokenizer; [`Text`] comes with the feature `text`.
 
 mod sample;
+mod speed;
 mod stop;
 #[cfg(feature = "text")]
 mod text;
 mod tokens;
 
 pub use sample::{Sampler, Sampling};
+pub use speed::{Speed, SpeedSettings, Spread, speed};
 pub use stop::stop_tokens;
 #[cfg(feature = "text")]
 pub use text::{Response, Text};

@@ -12,7 +12,7 @@ mod registry;
 
 pub use checks::Checks;
 pub use probe::stage;
-pub use registry::{MODEL_TYPES, load};
+pub use registry::{MODEL_TYPES, architecture, load};
 
 use crate::array::Array;
 use crate::cache::Cache;

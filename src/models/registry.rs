@@ -3,13 +3,25 @@
 use std::path::Path;
 
 use super::{LanguageModel, lm};
-use crate::checkpoint::{Config, Weights};
+use crate::checkpoint::{Config, Rules, Weights};
 use crate::error::{Error, Result};
 
 macro_rules! models {
     ($($($name:literal)|+ => $($module:ident)::+;)*) => {
         /// Every `model_type` that can be loaded.
         pub const MODEL_TYPES: &[&str] = &[$($($name,)+)*];
+
+        /// The module that implements a checkpoint's `model_type`, and the rules for its weights.
+        pub fn architecture(config: &Config) -> Result<(&'static str, Rules)> {
+            match config.model_type()? {
+                $($($name)|+ => {
+                    let args: $($module)::+::Args = config.args()?;
+                    args.check().map_err(|e| Error::invalid(config.path(), e))?;
+                    Ok((stringify!($($module)::+), $($module)::+::rules(&args)))
+                })*
+                _ => Err(config.unknown_model_type(MODEL_TYPES)),
+            }
+        }
 
         /// The model of a checkpoint directory. Its weights are read when they are first used.
         ///

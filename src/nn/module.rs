@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::array::Array;
+use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// Something with parameters: an array, a layer, a model.
 ///
@@ -71,6 +72,17 @@ pub trait Module {
         }
         let values: Vec<Array> = current.into_iter().map(|(_, array)| array).collect();
         self.set_parameters(&values)
+    }
+
+    /// Casts every floating-point parameter to `dtype`. What is packed in integers stays.
+    fn set_dtype(&mut self, dtype: Dtype) -> Result<()> {
+        let mut result = Ok(());
+        self.visit_mut("", &mut |_, array| {
+            if result.is_ok() && array.dtype().is_floating() {
+                result = ops::astype(array, dtype).map(|cast| *array = cast);
+            }
+        });
+        result
     }
 
     /// Bytes that the parameters take.
