@@ -154,14 +154,14 @@ fn extremes_and_their_places() {
         };
         let more: fn(f64, f64) -> bool = |a, b| a > b;
         let less: fn(f64, f64) -> bool = |a, b| a < b;
-        for (op, better) in [(ops::max::<'static> as Op, more), (ops::min::<'static>, less)] {
+        for (op, better) in [(ops::max as Op, more), (ops::min, less)] {
             let values = x.reduce(&over.axes, over.keepdims, |x| x[extreme(x, better)]);
             let found = op(&array, over.axes(x.shape.len()), over.keepdims).unwrap();
             // Among zeros of both signs, either is the largest.
             assert_matches(&found, &Expected::reals(&values, dtype), Strict);
         }
         if x.data.iter().any(|v| v.is_nan()) {
-            return; // held to NumPy in `numpy.rs`
+            return; // the extreme is NaN, held above; its place is one of several
         }
         let axis = over.axes[0];
         for (op, better) in [(ops::argmax as fn(&_, _, _) -> _, more), (ops::argmin, less)] {
@@ -219,10 +219,7 @@ fn integers_reduce_exactly() {
         let found = ops::count_nonzero(&array, axes(), over.keepdims).unwrap();
         assert_matches(&found, &Expected::ints(&count, found.dtype()), Exact);
         let empty = over.axes.iter().any(|&axis| x.shape[axis] == 0) || x.data.is_empty();
-        for (op, pick) in [
-            (ops::max::<'static> as Op, i128::max as fn(i128, i128) -> i128),
-            (ops::min::<'static>, i128::min),
-        ] {
+        for (op, pick) in [(ops::max as Op, i128::max as fn(i128, i128) -> i128), (ops::min, i128::min)] {
             let found = op(&array, axes(), over.keepdims);
             if empty {
                 continue; // the least of nothing is an error, held below
