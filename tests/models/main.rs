@@ -1,5 +1,6 @@
 //! Models, caches, generation and text.
 
+mod bundled;
 mod caches;
 mod forward;
 mod sampling;

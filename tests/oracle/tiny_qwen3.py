@@ -22,7 +22,7 @@ beside the weights:
   Stages have the names of the probe points in `src/models`. Elsewhere outputs of transformers are often
   kept as `hidden.0` .. `hidden.N` (`output_hidden_states`): `hidden.0` is `embeddings`, `hidden.{i + 1}` is
   `layers.{i}`, but for the last, which is `norm`.
-- `oracle.json`: versions, prompts, dtype, spread of each output, how far transformers' cached decoding is
+- `oracle.json`: versions, prompts, a rendered chat, dtype, spread of each output, how far transformers' cached decoding is
   from one full pass, and the smallest margin between the two best greedy logits: how exact a port can be
   asked to be.
 """
@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "The values are computed when they are read. Each operation returns a new array, and an error says"
 BATCH = ["The tokenizer reads the text and returns the ids of", "A model has one file. It lists its layers and the weights"]
+CHAT = [{"role": "user", "content": "Which kernel is fast?"}]
 BATCH_LENGTH, GREEDY, SEED = 12, 32, 0
 
 transformers.logging.set_verbosity_error()
@@ -99,6 +100,7 @@ info = {
     "prompt": PROMPT,
     "batch_prompts": BATCH,
     "greedy_text": tokenizer.decode(greedy[0]),
+    "chat": tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True),
     "std": {k: float(v.std()) for k, v in arrays.items() if v.dtype == np.float32},
     "max_abs_diff_cache_vs_full": float((steps - full).abs().max()),
     "greedy_min_margin": float((top[..., 0] - top[..., 1]).min()),

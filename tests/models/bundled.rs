@@ -1,0 +1,83 @@
+//! The bundled checkpoint against transformers (`tests/oracle/tiny_qwen3.py`), stage by stage.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use mlxport::generate::{Options, Tokens};
+use mlxport::models::{LanguageModel, load, probe};
+use mlxport::nn::Module;
+use mlxport::text::Tokenizer;
+use mlxport::{Array, Dtype, HostTensor, io, ops};
+use serde_json::{Value, json};
+
+use super::{LOGITS, error};
+
+fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-qwen3")
+}
+
+/// The model, computing in float32 as the oracle does.
+fn model() -> Box<dyn LanguageModel> {
+    let mut model = load(&dir()).unwrap();
+    let values = model.parameters().into_iter().map(|(_, p)| ops::astype(&p, Dtype::Float32).unwrap());
+    let values: Vec<Array> = values.collect();
+    model.set_parameters(&values).unwrap();
+    model
+}
+
+fn expected() -> BTreeMap<String, HostTensor> {
+    io::load_npz(dir().join("oracle/expect.npz")).unwrap()
+}
+
+fn oracle() -> Value {
+    serde_json::from_slice(&std::fs::read(dir().join("oracle/oracle.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn every_stage_of_the_bundled_checkpoint_is_that_of_transformers() {
+    let (model, expected) = (model(), expected());
+    let forward = |ids: &HostTensor| {
+        let ids = Array::from_host(ids).unwrap();
+        probe::record(|| model.forward(&ids, &mut model.make_cache()).unwrap())
+    };
+    let (_, stages) = forward(&expected["input_ids"]);
+    let names: Vec<&str> = stages.iter().map(|(name, _)| name.as_str()).collect();
+    let apart = ["input_ids", "greedy", "batch_input_ids", "batch_logits"];
+    let recorded: Vec<&String> = expected.keys().filter(|key| !apart.contains(&key.as_str())).collect();
+    assert_eq!(recorded.len(), 3 + 3 * model.num_layers(), "{recorded:?}");
+    for name in recorded {
+        let at = names.iter().position(|n| n == name).unwrap_or_else(|| panic!("{name} is not in {names:?}"));
+        let found = stages[at].1.to_vec::<f32>().unwrap();
+        let error = error(&found, &expected[name].to_vec().unwrap());
+        assert!(error < LOGITS, "{name}: {error:e}");
+    }
+    let (batch, _) = forward(&expected["batch_input_ids"]);
+    let error = error(&batch.to_vec().unwrap(), &expected["batch_logits"].to_vec().unwrap());
+    assert!(error < LOGITS, "batch: {error:e}");
+}
+
+#[test]
+fn the_bundled_checkpoint_decodes_what_transformers_decodes() {
+    let (model, expected) = (model(), expected());
+    let greedy: Vec<i32> = expected["greedy"].to_vec().unwrap();
+    let prompt: Vec<i32> = expected["input_ids"].to_vec().unwrap();
+    let options = Options { max_tokens: greedy.len(), ..Options::default() };
+    let mut cache = model.make_cache();
+    let tokens = Tokens::new(&*model, &mut cache, &prompt, options).unwrap();
+    let found: Vec<i32> = tokens.map(|token| token.unwrap().id).collect();
+    assert_eq!(found, greedy);
+}
+
+#[test]
+fn the_bundled_tokenizer_is_read_as_transformers_reads_it() {
+    let (tokenizer, expected, oracle) = (Tokenizer::load(&dir()).unwrap(), expected(), oracle());
+    let prompt = oracle["prompt"].as_str().unwrap();
+    let ids: Vec<i32> = expected["input_ids"].to_vec().unwrap();
+    assert_eq!(tokenizer.encode(prompt, true).unwrap(), ids);
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), prompt);
+    let greedy: Vec<i32> = expected["greedy"].to_vec().unwrap();
+    assert_eq!(tokenizer.decode(&greedy, false).unwrap(), oracle["greedy_text"].as_str().unwrap());
+    let chat = json!([{ "role": "user", "content": "Which kernel is fast?" }]);
+    let rendered = tokenizer.apply_chat_template(chat).unwrap();
+    assert_eq!(rendered, oracle["chat"].as_str().unwrap());
+}
