@@ -79,6 +79,7 @@ pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod device;
+pub mod distributed;
 pub mod error;
 pub mod fast;
 mod ffi;
@@ -88,6 +89,7 @@ pub mod io;
 pub mod kernels;
 pub mod linalg;
 pub mod memory;
+pub mod metal;
 pub mod models;
 pub mod nn;
 pub mod ops;

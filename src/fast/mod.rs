@@ -3,6 +3,10 @@
 //! On a GPU each is one kernel of MLX; on the CPU they are composed of the operations of
 //! [`crate::ops`]. Where operands differ in dtype, the result has the one they promote to.
 
+mod kernel;
+
+pub use kernel::{CudaKernel, KernelSource, Launch, MetalKernel, TemplateArg, cuda_kernel, metal_kernel};
+
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::op;

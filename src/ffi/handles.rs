@@ -11,33 +11,35 @@ macro_rules! handle {
     ($(#[$doc:meta])* $name:ident($c:ident), $free:ident) => {
         $(#[$doc])*
         #[derive(Debug)]
-        pub(crate) struct $name(pub(crate) sys::$c);
+        pub(crate) struct $name(pub(crate) $crate::ffi::sys::$c);
 
         impl $name {
             /// An empty handle, for C to fill.
             pub(crate) fn empty() -> Self {
-                Self(sys::$c { ctx: std::ptr::null_mut() })
+                Self($crate::ffi::sys::$c { ctx: std::ptr::null_mut() })
             }
         }
 
         impl Drop for $name {
             fn drop(&mut self) {
                 if !self.0.ctx.is_null() {
-                    let _guard = enter();
+                    let _guard = $crate::ffi::enter();
                     // SAFETY: this value owns the handle, and it is not used again.
-                    unsafe { sys::$free(self.0) };
+                    unsafe { $crate::ffi::sys::$free(self.0) };
                 }
             }
         }
 
-        impl CArg for $name {
-            type C = sys::$c;
-            fn c(&self) -> sys::$c {
+        impl $crate::ffi::CArg for $name {
+            type C = $crate::ffi::sys::$c;
+            fn c(&self) -> $crate::ffi::sys::$c {
                 self.0
             }
         }
     };
 }
+
+pub(super) use handle;
 
 handle!(
     /// A reference to a node of MLX's graph.
