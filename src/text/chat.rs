@@ -118,7 +118,8 @@ impl Json {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => {
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => {
                 let _ = write!(out, "{value}");
             }
             ValueKind::String => self.write_text(out, value.as_str().unwrap_or_default()),

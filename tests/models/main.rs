@@ -2,8 +2,12 @@
 
 mod bundled;
 mod caches;
+#[cfg(feature = "cli")]
+mod cli;
 mod forward;
 mod sampling;
+#[cfg(feature = "text")]
+mod text;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,172 @@
+//! The command: what it prints and writes, and how it fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use mlxport::HostTensor;
+use mlxport::io::{load_npz, save_npz};
+use serde_json::Value;
+
+use super::{Fixture, LOGITS, error};
+
+fn mlxport(args: &[&str]) -> Output {
+    Command::cargo_bin("mlxport").unwrap().args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let output = mlxport(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs what must fail with this exit code, and returns what it says.
+fn fail(args: &[&str], code: i32) -> String {
+    let output = mlxport(args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    assert!(message.starts_with("error: "), "{message}");
+    message
+}
+
+/// The path of a fixture.
+fn dir(name: &str) -> String {
+    format!("{}/tests/fixtures/lm/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn generate_reports_what_the_source_generates() {
+    let fixture = Fixture::load("qwen3");
+    let prompt: Vec<String> = fixture.prompt().iter().map(i32::to_string).collect();
+    let (dir, prompt) = (dir("qwen3"), prompt.join(","));
+    let args = ["generate", "--model", &dir, "--prompt-ids", &prompt, "--max-tokens", "12"];
+    let report: Value = serde_json::from_str(&succeed(&[&args[..], &["--json"]].concat())).unwrap();
+    let tokens: Vec<i32> = serde_json::from_value(report["tokens"].clone()).unwrap();
+    assert_eq!(tokens, fixture.greedy);
+    assert_eq!((&report["finish_reason"], &report["text"]), (&"length".into(), &Value::Null));
+    for key in ["prompt_tps", "generation_tps", "peak_memory_bytes"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let ids: Vec<String> = tokens.iter().map(i32::to_string).collect();
+    assert_eq!(succeed(&args), ids.join(",") + "\n");
+}
+
+#[test]
+fn forward_writes_logits_and_stages_in_one_piece_or_several() {
+    let fixture = Fixture::load("llama");
+    let tmp = tempfile::tempdir().unwrap();
+    let (inputs, outputs) = (tmp.path().join("in.npz"), tmp.path().join("out.npz"));
+    let ids = BTreeMap::from([("input_ids".to_owned(), fixture.ids.to_host().unwrap())]);
+    save_npz(&inputs, &ids, false).unwrap();
+    let dir = dir("llama");
+    let args = ["forward", "--model", &dir, "--inputs", text(&inputs), "--outputs", text(&outputs)];
+    for extra in [&[][..], &["--chunks", "5,7,1,3"], &["--chunks", "20", "--probes"]] {
+        succeed(&[&args[..], extra].concat());
+        let written = load_npz(&outputs).unwrap();
+        let logits = &written["logits"];
+        assert_eq!(logits.shape(), [2, 20, 40]);
+        assert!(error(&logits.to_vec().unwrap(), &fixture.logits) < LOGITS, "{extra:?}");
+        assert_eq!(written.len(), if extra.len() == 3 { 6 } else { 1 });
+    }
+    assert_eq!(load_npz(&outputs).unwrap()["layers.0.mlp"].shape(), [2, 20, 32]);
+    fs::remove_file(&outputs).unwrap();
+    fail(&[&args[..], &["--chunks", "5,16"]].concat(), 1);
+    for wrong in [vec![40i32, 0], vec![-1, 0]] {
+        let ids = HostTensor::from_slice(&wrong, &[1, 2]).unwrap();
+        save_npz(&inputs, &BTreeMap::from([("input_ids".to_owned(), ids)]), false).unwrap();
+        assert!(fail(&args, 1).contains("vocabulary"));
+    }
+    assert!(!outputs.exists(), "nothing is left of what failed");
+}
+
+#[test]
+fn bench_reports_its_measures_and_what_they_were_taken_with() {
+    let dir = dir("llama");
+    let args =
+        ["bench", "model", "--model", &dir, "--prompt-tokens", "8", "--generate-tokens", "4", "--runs", "2"];
+    let report: Value = serde_json::from_str(&succeed(&[&args[..], &["--json"]].concat())).unwrap();
+    for key in ["prompt_tps", "generation_tps"] {
+        let [min, median, max] = ["min", "median", "max"].map(|part| report[key][part].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{key}");
+    }
+    for key in ["first_token_s", "load_s", "peak_memory_bytes", "weight_bytes"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let table = succeed(&args);
+    let version = report["machine"]["mlx"].as_str().unwrap();
+    assert!(table.contains(version) && table.contains("cores") && table.contains("8 prompt tokens"));
+    fail(&[&args[..args.len() - 1], &["0"]].concat(), 1);
+}
+
+#[test]
+fn devices_names_versions_and_backends() {
+    let machine: Value = serde_json::from_str(&succeed(&["devices", "--json"])).unwrap();
+    assert!(machine["backends"].as_array().unwrap().contains(&"cpu".into()));
+    assert_eq!(machine["mlxport"], env!("CARGO_PKG_VERSION"));
+    assert!(succeed(&["devices"]).contains("device     cpu:0"));
+}
+
+#[test]
+fn usage_errors_are_told_apart() {
+    let dir = dir("llama");
+    fail(&["generate", "--model", &dir], 2);
+    fail(&["generate", "--model", &dir, "--prompt", "a", "--prompt-ids", "1"], 2);
+    fail(&["nothing"], 2);
+    let args = ["generate", "--model", &dir, "--prompt-ids", "1", "--temp=-1"];
+    assert!(fail(&args, 1).contains("temperature"));
+    assert!(fail(&["generate", "--model", &dir, "--prompt", "a"], 1).contains("tokenizer.json"));
+    assert!(fail(&["generate", "--model", &dir, "--prompt-ids", "1,40"], 1).contains("40"));
+}
+
+/// Copies a fixture and lets `spoil` change its config.
+fn spoiled(spoil: impl FnOnce(&mut Value, &Path)) -> tempfile::TempDir {
+    let tmp = tempfile::tempdir().unwrap();
+    fs::copy(dir("llama") + "/model.safetensors", tmp.path().join("model.safetensors")).unwrap();
+    let mut config =
+        serde_json::from_str(&fs::read_to_string(dir("llama") + "/config.json").unwrap()).unwrap();
+    spoil(&mut config, tmp.path());
+    fs::write(tmp.path().join("config.json"), config.to_string()).unwrap();
+    tmp
+}
+
+#[test]
+fn a_bad_checkpoint_is_one_clear_error() {
+    let set = |key: &'static str, value: Value| move |config: &mut Value, _: &Path| config[key] = value;
+    let message_of = |tmp: tempfile::TempDir| {
+        fail(&["generate", "--model", text(tmp.path()), "--prompt-ids", "1,2", "--max-tokens", "2"], 1)
+    };
+    let wrong: [(&'static str, Value, &str); 14] = [
+        ("num_attention_heads", 0.into(), "num_attention_heads"),
+        ("num_attention_heads", 3.into(), "heads"),
+        ("num_key_value_heads", (-2).into(), "num_key_value_heads"),
+        ("num_hidden_layers", 2.into(), "model.layers.1"),
+        ("num_hidden_layers", 0.into(), "does not use"),
+        ("num_hidden_layers", (-1).into(), "num_hidden_layers"),
+        ("hidden_size", 64.into(), "[40, 64]"),
+        ("head_dim", 7.into(), "q_proj"),
+        ("head_dim", i32::MAX.into(), "head_dim"),
+        ("vocab_size", 41.into(), "embed_tokens"),
+        ("rms_norm_eps", "NaN".into(), "rms_norm_eps"),
+        ("model_type", "lama".into(), "llama"),
+        ("rope_scaling", serde_json::json!({ "type": "yarn" }), "factor"),
+        ("hidden_act", "nothing".into(), "nothing"),
+    ];
+    for (key, value, told) in wrong {
+        let message = message_of(spoiled(set(key, value.clone())));
+        assert!(message.contains(told), "{key} {value}: {message}");
+    }
+    let truncated = spoiled(|_, dir| {
+        let path = dir.join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    });
+    assert!(message_of(truncated).contains("model.safetensors"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(message_of(empty).contains("config.json"));
+}
