@@ -50,6 +50,7 @@ fn steps() -> Result<(), String> {
     let sources = find_sources(&root.join("vendor"))?;
     let prefix = build_mlx(&root, &sources, &target, features)?;
     bindings::generate(&sources.mlxc.path, &root.join("native"), &out.join("bindings.rs"))?;
+    println!("cargo:rustc-env=MLXPORT_BINDINGS={}", out.join("bindings.rs").display());
     native::build(&root.join("native"), &sources.mlx.path, &sources.mlxc.path, &target, features);
     if target.is_macos() {
         metal::check_shaders(&root.join("metal"), &out)?;

@@ -253,7 +253,9 @@ macro_rules! scatters {
             })?;
             let block = &updates.shape()[leading..];
             let (indices, axes) = blocks_within(stringify!($name), a, indices, axes, block)?;
-            op!($f(a, indices, updates, [axes]))
+            let scattered = op!($f(a, indices, updates, [axes]))?;
+            // MLX divides by the size of the updates.
+            Ok(if updates.size() == 0 { a.clone() } else { scattered })
         }
     )* };
 }

@@ -70,3 +70,11 @@ pub(crate) fn exactly<const N: usize>(outputs: Vec<crate::Array>) -> crate::Resu
         crate::Error::argument("outputs", format!("{} where {N} were expected", outputs.len()))
     })
 }
+
+/// `result`, or zeros if it has no elements: for operations whose loops divide by the size of an axis.
+fn never_empty(result: crate::Result<crate::Array>) -> crate::Result<crate::Array> {
+    result.and_then(|array| match array.size() {
+        0 => zeros(array.shape(), array.dtype()),
+        _ => Ok(array),
+    })
+}

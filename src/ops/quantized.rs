@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::indexing::wrapped_batch;
+use super::{indexing::wrapped_batch, never_empty};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
@@ -125,9 +125,10 @@ pub struct Quantized {
 }
 
 /// Quantizes `[..., rows, columns]` of a floating dtype along its last axis, whose size must be a
-/// multiple of the group size. `global_scale` is a `float32` scalar, for `nvfp4` only.
+/// multiple of the group size. Fails for an empty matrix. `global_scale` is a `float32` scalar, for `nvfp4` only.
 pub fn quantize(w: &Array, how: Quantization, global_scale: Option<&Array>) -> Result<Quantized> {
     how.check("quantize")?;
+    refuse_empty("quantize", w)?;
     let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
     let mut parts = ops_vec!(mlx_quantize(w, group_size, bits, mode, global_scale))?.into_iter();
     let missing = || Error::argument("quantize", "MLX returned too few arrays");
@@ -149,6 +150,7 @@ pub fn dequantize(
     dtype: Option<Dtype>,
 ) -> Result<Array> {
     check_packed("dequantize", w, scales, biases, how)?;
+    refuse_empty("dequantize", w)?;
     let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
     op!(mlx_dequantize(w, scales, biases, group_size, bits, mode, global_scale, dtype))
 }
@@ -191,11 +193,24 @@ pub fn gather_qmm(
         return quantized_matmul(x, w, scales, biases, transpose, how);
     }
     check_packed("gather_qmm", w, scales, biases, how)?;
+    refuse_empty("gather_qmm", w)?;
     let lhs = wrapped_batch("gather_qmm", x, lhs_indices)?;
     let rhs = wrapped_batch("gather_qmm", w, rhs_indices)?;
     let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
     let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
-    op!(mlx_gather_qmm(x, w, scales, biases, lhs, rhs, transpose, group_size, bits, mode, sorted_indices))
+    never_empty(op!(mlx_gather_qmm(
+        x,
+        w,
+        scales,
+        biases,
+        lhs,
+        rhs,
+        transpose,
+        group_size,
+        bits,
+        mode,
+        sorted_indices
+    )))
 }
 
 /// `x @ w.T` with both quantized: `x` (floating, `[..., m, k]`) on the way, `w` on the way too
@@ -213,7 +228,7 @@ pub fn qqmm(
     check_qqmm("qqmm", x, w, scales, how, global_scales)?;
     let (scale_x, scale_w) = global_scales.unzip();
     let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
-    op!(mlx_qqmm(x, w, scales, group_size, bits, mode, scale_x, scale_w))
+    never_empty(op!(mlx_qqmm(x, w, scales, group_size, bits, mode, scale_x, scale_w)))
 }
 
 /// [`qqmm`] of matrices picked from two batches, as [`gather_mm`](super::gather_mm) picks them. Not on
@@ -257,6 +272,7 @@ fn check_qqmm(
     global_scales: Option<(&Array, &Array)>,
 ) -> Result<()> {
     how.check(op)?;
+    refuse_empty(op, w)?;
     if how.mode == QuantizationMode::Affine {
         return Err(Error::argument(op, "the affine mode"));
     }
@@ -276,6 +292,14 @@ fn check_qqmm(
         }
     }
     Ok(())
+}
+
+/// MLX divides by the sizes of a matrix.
+fn refuse_empty(op: &'static str, matrix: &Array) -> Result<()> {
+    if matrix.size() > 0 {
+        return Ok(());
+    }
+    Err(Error::argument(op, format!("an empty matrix, {:?}", matrix.shape())))
 }
 
 /// What MLX takes for granted about a quantized matrix: at least two dimensions, as many for the

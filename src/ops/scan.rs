@@ -3,6 +3,7 @@
 //! The shape stays; `axis` `None` runs over the flattened array. `reverse` runs from the end.
 //! Without `inclusive`, an element counts only what came before it.
 
+use super::never_empty;
 use crate::array::{Array, Dtype};
 use crate::error::Result;
 use crate::ffi::op;
@@ -17,10 +18,11 @@ macro_rules! scans {
             inclusive: bool,
         ) -> Result<Array> {
             $(let $dtype: Option<Dtype> = None;)?
-            match axis.into() {
+            let scan = match axis.into() {
                 None => op!($all(a, reverse, inclusive $(, $dtype)?)),
                 Some(axis) => op!($one(a, axis, reverse, inclusive $(, $dtype)?)),
-            }
+            };
+            never_empty(scan)
         }
     )* };
 }

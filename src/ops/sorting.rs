@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use super::never_empty;
 use crate::array::Array;
 use crate::error::Result;
 use crate::ffi::op;
@@ -10,10 +11,11 @@ macro_rules! sorts {
     ($($(#[$doc:meta])* $name:ident($($arg:ident)?) => $all:ident $one:ident;)*) => { $(
         $(#[$doc])*
         pub fn $name(a: &Array, $($arg: i32,)? axis: impl Into<Option<i32>>) -> Result<Array> {
-            match axis.into() {
+            let sorted = match axis.into() {
                 None => op!($all(a $(, $arg)?)),
                 Some(axis) => op!($one(a $(, $arg)?, axis)),
-            }
+            };
+            never_empty(sorted)
         }
     )* };
 }

@@ -8,6 +8,7 @@ mod contracts_errors;
 mod contracts_memory;
 mod contracts_threads;
 mod distributed;
+mod coverage;
 mod fast;
 mod fft;
 mod indexing;

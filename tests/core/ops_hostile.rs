@@ -166,6 +166,18 @@ fn what_mlx_would_divide_by_zero_is_refused() {
 }
 
 #[test]
+fn empty_arrays_have_empty_results() {
+    let empty = ramp(&[3, 0]);
+    for sorted in [ops::sort(&empty, -1), ops::argsort(&empty, -1), ops::cumsum(&empty, -1, true, false)] {
+        assert_eq!(floats(sorted), [0f32; 0]);
+    }
+    assert_eq!(ops::cummax(&empty, None, false, true).unwrap().to_vec::<f32>().unwrap(), [0f32; 0]);
+    assert_eq!(floats(ops::scatter(&empty, [&ints(&[2])], &ramp(&[1, 1, 0]), &[0])), [0f32; 0]);
+    assert_eq!(floats(ops::topk(&empty, 0, -1)), [0f32; 0]);
+    refused(ops::quantize(&ramp(&[0, 32]), Quantization::affine(32, 4), None));
+}
+
+#[test]
 fn extremes_of_integers_do_not_overflow() {
     assert_eq!(floats(ops::tri(2, 2, i32::MIN, Dtype::Float32)), [0.0; 4]);
     assert_eq!(floats(ops::tri(2, 2, i32::MAX, Dtype::Float32)), [1.0; 4]);
