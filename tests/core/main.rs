@@ -23,6 +23,7 @@ mod random;
 mod tolerances;
 mod transforms_compile;
 mod transforms_custom;
+mod transforms_derivatives;
 mod transforms_export;
 mod transforms_grad;
 mod transforms_vector;

@@ -26,7 +26,7 @@ fn compiled_is_eager() {
     let f = |x: &[Array]| (&x[0] + &x[1])? * &x[0] - &x[1];
     let (x, _) = numbers.array(&[4, 6]);
     let (y, _) = numbers.array(&[6, 4]);
-    let y = ops::transpose(&y, &[1, 0]).unwrap();
+    let y = ops::transpose(&y, [1, 0]).unwrap();
     let found = compile(f).call([&x, &y]).unwrap()[0].to_vec::<f32>().unwrap();
     assert_eq!(found, f(&[x, y]).unwrap().to_vec::<f32>().unwrap());
 }

@@ -9,7 +9,7 @@ fn a_function_comes_back_with_what_it_captured() {
     let path = dir.path().join("100%s%n.mlxfn");
     // Captured in column order and as a broadcast: the memory of neither is row-major.
     let w = Array::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]).unwrap();
-    let w = ops::transpose(&w, &[1, 0]).unwrap();
+    let w = ops::transpose(&w, [1, 0]).unwrap();
     let b = ops::broadcast_to(&Array::from(0.5f32), &[2]).unwrap();
     mlxport::transforms::eval([&w, &b]).unwrap();
     let f = |x: &[Array]| Ok([(ops::matmul(&x[0], &w)? + &b)?, b.clone()]);

@@ -18,6 +18,13 @@ pub const REDUCTION: Tolerance = Tolerance(32.0);
 /// A factorisation, a long sum, or a fit: errors that grow with the size.
 pub const SOLVER: Tolerance = Tolerance(512.0);
 
+/// A derivative against a central difference in `float64` with steps of 1e-5: the difference is good to
+/// ten digits, and a derivative that is wrong is wrong in the first.
+pub const FINITE_DIFFERENCE: Tolerance = Tolerance(2e9);
+
+/// The same with steps of 1e-2, for values that MLX computes to seven digits whatever their dtype.
+pub const COARSE_DIFFERENCE: Tolerance = Tolerance(5e12);
+
 /// The distance from 1 to the next number of a dtype; 0 for integers.
 pub fn epsilon(dtype: Dtype) -> f64 {
     match dtype {
