@@ -12,7 +12,7 @@ deps: ## Installs what the native build needs, where it is missing
 demo: deps ## Builds MLX, ports the bundled checkpoint, proves it, generates text
 	$(CARGO) build --release
 	target/release/mlxport port $(CHECKPOINT) --oracle $(CHECKPOINT)/oracle --out $(DEMO)
-	target/release/mlxport generate --model $(DEMO)/model --prompt "The " --max-tokens 48
+	target/release/mlxport generate --model $(DEMO)/model --prompt "The " --raw --max-tokens 48
 
 test: deps ## Every test; timings decide none
 	$(CARGO) test

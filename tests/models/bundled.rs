@@ -7,7 +7,7 @@ use mlxport::generate::{Options, Tokens};
 use mlxport::models::{LanguageModel, load, probe};
 use mlxport::nn::Module;
 use mlxport::text::Tokenizer;
-use mlxport::{Array, Dtype, HostTensor, io, ops};
+use mlxport::{Array, Dtype, HostTensor, io};
 use serde_json::{Value, json};
 
 use super::{LOGITS, error};
@@ -19,9 +19,7 @@ fn dir() -> PathBuf {
 /// The model, computing in float32 as the oracle does.
 fn model() -> Box<dyn LanguageModel> {
     let mut model = load(&dir()).unwrap();
-    let values = model.parameters().into_iter().map(|(_, p)| ops::astype(&p, Dtype::Float32).unwrap());
-    let values: Vec<Array> = values.collect();
-    model.set_parameters(&values).unwrap();
+    model.set_dtype(Dtype::Float32).unwrap();
     model
 }
 
