@@ -36,8 +36,8 @@ fn without_literals(text: &str) -> String {
             continue;
         }
         // A backslash takes the character after it along.
-        let escaped =
-            if rest.starts_with('\\') { rest[1..].chars().next().map_or(0, char::len_utf8) } else { 0 };
+        let after = rest.strip_prefix('\\').and_then(|rest| rest.chars().next());
+        let escaped = after.map_or(0, char::len_utf8);
         in_string ^= rest.starts_with('"');
         out.push_str(&rest[..1 + escaped]);
         rest = &rest[1 + escaped..];

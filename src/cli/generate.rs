@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     });
     let mut detokenizer = tokenizer.as_ref().map(Tokenizer::detokenizer);
     let (mut ids, mut text, mut finish_reason) = (Vec::new(), String::new(), None);
-    while let Some(token) = tokens.next() {
+    for token in tokens.by_ref() {
         let token = token?;
         finish_reason = token.finish_reason;
         let mut piece = match &mut detokenizer {

@@ -6,7 +6,7 @@ use super::{CArg, enter, sys};
 
 super::handles::handle!(
     /// A group of processes.
-    GroupHandle(mlx_distributed_group), mlx_distributed_group_free
+    GroupHandle(mlx_distributed_group), mlx_distributed_group_free, empty
 );
 
 impl GroupHandle {

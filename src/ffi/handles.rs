@@ -8,17 +8,17 @@ use crate::array::Array;
 use crate::error::Result;
 
 macro_rules! handle {
-    ($(#[$doc:meta])* $name:ident($c:ident), $free:ident) => {
+    ($(#[$doc:meta])* $name:ident($c:ident), $free:ident $(, $empty:ident)?) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub(crate) struct $name(pub(crate) $crate::ffi::sys::$c);
 
-        impl $name {
+        $(impl $name {
             /// An empty handle, for C to fill.
-            pub(crate) fn empty() -> Self {
+            pub(crate) fn $empty() -> Self {
                 Self($crate::ffi::sys::$c { ctx: std::ptr::null_mut() })
             }
-        }
+        })?
 
         impl Drop for $name {
             fn drop(&mut self) {
@@ -43,35 +43,27 @@ pub(super) use handle;
 
 handle!(
     /// A reference to a node of MLX's graph.
-    ArrayHandle(mlx_array), mlx_array_free
+    ArrayHandle(mlx_array), mlx_array_free, empty
 );
 handle!(
     /// A list of arrays.
-    VectorArray(mlx_vector_array), mlx_vector_array_free
+    VectorArray(mlx_vector_array), mlx_vector_array_free, empty
 );
 handle!(
     /// A list of strings.
-    VectorString(mlx_vector_string), mlx_vector_string_free
-);
-handle!(
-    /// A list of integers.
-    VectorInt(mlx_vector_int), mlx_vector_int_free
+    VectorString(mlx_vector_string), mlx_vector_string_free, empty
 );
 handle!(
     /// A string that C++ owns.
-    StringHandle(mlx_string), mlx_string_free
+    StringHandle(mlx_string), mlx_string_free, empty
 );
 handle!(
     /// Arrays by name.
     MapArrays(mlx_map_string_to_array), mlx_map_string_to_array_free
 );
 handle!(
-    /// Strings by name.
-    MapStrings(mlx_map_string_to_string), mlx_map_string_to_string_free
-);
-handle!(
     /// A function that computes values and gradients.
-    ValueAndGrad(mlx_closure_value_and_grad), mlx_closure_value_and_grad_free
+    ValueAndGrad(mlx_closure_value_and_grad), mlx_closure_value_and_grad_free, empty
 );
 
 impl Clone for ArrayHandle {
@@ -222,7 +214,7 @@ pub(crate) fn dense_constants(arrays: &[Array]) -> Result<Vec<Array>> {
 pub(crate) fn graph_dot(outputs: &VectorArray, names: &[(CString, &Array)]) -> Result<String> {
     handle!(
         /// Names of arrays.
-        Namer(mlx_node_namer), mlx_node_namer_free
+        Namer(mlx_node_namer), mlx_node_namer_free, empty
     );
     let mut namer = Namer::empty();
     let _guard = enter();

@@ -95,7 +95,7 @@ fn measure(
     let mut cache = model.make_cache();
     let options = Options { max_tokens, ..Options::default() };
     let mut tokens = Tokens::new(model, &mut cache, prompt, options)?;
-    while let Some(token) = tokens.next() {
+    for token in tokens.by_ref() {
         token?;
         check()?;
     }

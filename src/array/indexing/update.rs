@@ -31,6 +31,7 @@ impl<'a> At<'a> {
     }
 
     /// The array with `value` added to the part.
+    #[expect(clippy::should_implement_trait, reason = "the name that MLX's users know")]
     pub fn add(self, value: impl Operand) -> Result<Array> {
         self.apply(Update::Add, value, Ok)
     }
