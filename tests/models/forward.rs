@@ -147,7 +147,8 @@ fn parameters_have_the_names_of_the_checkpoint() {
         let mut expected: Vec<&str> = file.keys().collect();
         let parameters = fixture.model.parameters();
         let mut found: Vec<&str> = parameters.iter().map(|(path, _)| path.as_str()).collect();
-        (expected.sort_unstable(), found.sort_unstable());
+        expected.sort_unstable();
+        found.sort_unstable();
         assert_eq!(found, expected, "{name}");
         let bytes: usize = parameters.iter().map(|(_, array)| array.nbytes()).sum();
         assert_eq!(fixture.model.nbytes(), bytes);
