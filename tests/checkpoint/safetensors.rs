@@ -30,7 +30,7 @@ fn computing_with_a_mapped_array_leaves_the_file_alone() {
         let file = SafeTensors::open(&path).unwrap();
         let a = file.array("a").unwrap();
         drop(file);
-        let sum = add(&add(a, 1.0).unwrap(), 1.0).unwrap();
+        let sum = add(add(a, 1.0).unwrap(), 1.0).unwrap();
         assert_eq!(sum.to_vec::<f32>().unwrap(), [3., 4., 5., 6.]);
     }
     let file = SafeTensors::open(&path).unwrap();
