@@ -346,6 +346,12 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
     let rows: [usize; R] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     let block_bytes = 2 * C::HALF;
     let per_group = w.how.group_size as usize / C::P;
+    let group_shift = per_group.trailing_zeros();
+    let blocks = w.k.div_ceil(8 * C::P);
+    assert!(x.iter().all(|x| x.factors.len() == blocks * 8 * C::P && x.offsets.len() == blocks * 8));
+    // Blocks that can be read where they are, in the last of the rows and so in each.
+    let room = (w.codes.len() - rows[R - 1] * row_bytes).saturating_sub(C::HALF + 16 - block_bytes);
+    let direct = (row_bytes / block_bytes).min(room / block_bytes);
     let mut totals = [[_mm256_setzero_ps(); M]; R];
     // Four more than a chunk: a block reads up to four scales.
     let mut scales = [[0.0f32; CHUNK + 4]; R];
@@ -374,35 +380,34 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
         let first_block = start * per_group / 8;
         for block in 0..(count * per_group).div_ceil(8) {
             let at = first_block + block;
-            let codes: [C::Loaded; R] = std::array::from_fn(|r| {
-                let (from, end) = (at * block_bytes, ((at + 1) * block_bytes).min(row_bytes));
-                let codes = &w.codes[rows[r] * row_bytes + from..];
-                if end - from == block_bytes && codes.len() >= C::HALF + 16 {
-                    // SAFETY: as many bytes as it reads.
-                    unsafe { C::load(codes.as_ptr()) }
-                } else {
-                    let mut padded = [0; 32];
-                    padded[..end - from].copy_from_slice(&codes[..end - from]);
-                    // SAFETY: as many bytes as it reads.
-                    unsafe { C::load(padded.as_ptr()) }
-                }
-            });
-            let factors: [&[f32]; M] = x.map(|x| &x.factors[at * 8 * C::P..][..8 * C::P]);
-            // SAFETY: slices of eight numbers; four scales lie behind each place in a chunk.
+            // SAFETY: a direct block has all the bytes that are read; `blocks` are in each row of `x`, eight
+            // numbers for each of its places; four scales lie behind each place in a chunk.
             unsafe {
-                let offsets = x.map(|x| _mm256_loadu_ps(x.offsets[at * 8..][..8].as_ptr()));
-                let mut sums = [offsets; R];
+                let codes: [C::Loaded; R] = std::array::from_fn(|r| {
+                    if at < direct {
+                        C::load(w.codes.as_ptr().add(rows[r] * row_bytes + at * block_bytes))
+                    } else {
+                        load_rest::<C>(&w.codes[rows[r] * row_bytes..][..row_bytes], at * block_bytes)
+                    }
+                });
+                let mut sums = [[_mm256_setzero_ps(); M]; R];
+                for m in 0..M {
+                    let offsets = _mm256_loadu_ps(x[m].offsets.as_ptr().add(at * 8));
+                    for r in 0..R {
+                        sums[r][m] = offsets;
+                    }
+                }
                 for j in 0..C::P {
-                    let factors = factors.map(|f| _mm256_loadu_ps(f.as_ptr().add(j * 8)));
                     for r in 0..R {
                         let number = C::number(codes[r], j);
                         for m in 0..M {
-                            sums[r][m] = _mm256_fmadd_ps(number, factors[m], sums[r][m]);
+                            let factors = _mm256_loadu_ps(x[m].factors.as_ptr().add((at * C::P + j) * 8));
+                            sums[r][m] = _mm256_fmadd_ps(number, factors, sums[r][m]);
                         }
                     }
                 }
                 for r in 0..R {
-                    let scale = lane_scales::<LANES>(&scales[r], block * 8 / per_group);
+                    let scale = lane_scales::<LANES>(scales[r].as_ptr().add((block * 8) >> group_shift));
                     for m in 0..M {
                         totals[r][m] = _mm256_fmadd_ps(sums[r][m], scale, totals[r][m]);
                     }
@@ -415,24 +420,34 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
     }
 }
 
+/// The codes of a row from byte `at`, as if zeros followed.
+#[cold]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_rest<C: Codes>(row: &[u8], at: usize) -> C::Loaded {
+    let mut padded = [0; 32];
+    let rest = &row[at..row.len().min(at + 2 * C::HALF)];
+    padded[..rest.len()].copy_from_slice(rest);
+    // SAFETY: as many bytes as it reads, and this function has the CPU's features.
+    unsafe { C::load(padded.as_ptr()) }
+}
+
 /// The scale of each of eight lanes, from the scale of the first on; `LANES` lanes share one, eight or more
 /// one for all.
 ///
 /// # Safety
 /// The CPU must have AVX2; four numbers must lie from `first` on.
 #[inline(always)]
-unsafe fn lane_scales<const LANES: usize>(scales: &[f32], first: usize) -> __m256 {
-    let scales = &scales[first..][..4];
-    // SAFETY: the caller vouches for the CPU.
+unsafe fn lane_scales<const LANES: usize>(first: *const f32) -> __m256 {
+    // SAFETY: the caller vouches for both.
     unsafe {
         if LANES >= 8 {
-            return _mm256_set1_ps(scales[0]);
+            return _mm256_set1_ps(*first);
         }
         let which = match LANES {
             4 => _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1),
             _ => _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3),
         };
-        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(scales.as_ptr())), which)
+        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), which)
     }
 }
 
