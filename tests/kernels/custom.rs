@@ -184,8 +184,10 @@ fn it_is_part_of_compiled_and_exported_functions() {
     }
 }
 
+type Failure = fn() -> Result<()>;
+
 /// Does on the stream's thread what it is told to.
-struct Misbehaves(fn() -> Result<()>);
+struct Misbehaves(Failure);
 
 impl CustomKernel for Misbehaves {
     fn name(&self) -> &str {
@@ -205,7 +207,7 @@ impl CustomKernel for Misbehaves {
 
 #[test]
 fn a_failure_comes_back_from_eval_and_the_stream_lives_on() {
-    let failures: [(fn() -> Result<()>, &str); 3] = [
+    let failures: [(Failure, &str); 3] = [
         (|| panic!("out of luck"), "kernel `misbehaves`: panicked: out of luck"),
         (|| Err(Error::argument("luck", "none left")), "kernel `misbehaves`: luck: none left"),
         (|| Array::from(1.0f32).eval(), "a kernel must not use arrays"),

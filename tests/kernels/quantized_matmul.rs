@@ -120,11 +120,8 @@ impl Case {
 
     fn exact(&self) -> Vec<f64> {
         let k = *self.x.shape().last().unwrap() as usize;
-        let rows = if k == 0 {
-            self.x.shape().iter().rev().skip(1).product::<i32>() as usize
-        } else {
-            self.x.size() / k
-        };
+        let without_columns = || self.x.shape().iter().rev().skip(1).product::<i32>() as usize;
+        let rows = self.x.size().checked_div(k).unwrap_or_else(without_columns);
         let n = self.w.shape()[0] as usize;
         let dot = |m: usize, n: usize| {
             let (x, w) = (&self.x_values[m * k..][..k], &self.decoded[n * k..][..k]);

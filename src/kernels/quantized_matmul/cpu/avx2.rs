@@ -393,9 +393,7 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
                 let mut sums = [[_mm256_setzero_ps(); M]; R];
                 for m in 0..M {
                     let offsets = _mm256_loadu_ps(x[m].offsets.as_ptr().add(at * 8));
-                    for r in 0..R {
-                        sums[r][m] = offsets;
-                    }
+                    sums.iter_mut().for_each(|sums| sums[m] = offsets);
                 }
                 for j in 0..C::P {
                     for r in 0..R {
