@@ -8,6 +8,7 @@ use crate::array::{Array, Dtype};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::models::{self, LanguageModel, check_tokens, probe};
+use crate::nn::Module;
 use crate::{io, ops};
 
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub(super) struct Args {
     /// all go at once and no cache is kept
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     chunks: Vec<i32>,
+    /// Compute in this dtype instead of the checkpoint's: float32, float16 or bfloat16
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
     /// Write every stage of the model too, under its name
     #[arg(long)]
     probes: bool,
@@ -32,7 +36,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Outcome {
     let ids = read_ids(&args.inputs)?;
-    let model = models::load(&args.model)?;
+    let mut model = models::load(&args.model)?;
+    if let Some(dtype) = args.dtype {
+        if !dtype.is_floating() {
+            return Err(Error::argument("dtype", format!("{dtype} is not a floating-point dtype")).into());
+        }
+        model.set_dtype(dtype)?;
+    }
     check_tokens(&*model, &ids.to_vec::<i32>()?)?;
     let (batch, length) = (ids.shape()[0], ids.shape()[1]);
     let pieces = pieces(&args.chunks, length)?;
@@ -84,19 +94,18 @@ fn read_ids(path: &std::path::Path) -> Result<Array> {
     }
 }
 
-/// Where each piece begins and ends.
+/// Where each piece begins and ends: those of `lengths` as far as the prompt goes, and the rest.
 fn pieces(lengths: &[i32], total: i32) -> Result<Vec<(i32, i32)>> {
-    let (mut pieces, mut start) = (Vec::new(), 0);
-    for &length in lengths {
-        if length < 1 || length > total - start {
-            let message = format!("a piece of {length} with {} of {total} positions left", total - start);
-            return Err(Error::argument("chunks", message));
-        }
-        pieces.push((start, start + length));
-        start += length;
+    if let Some(length) = lengths.iter().find(|length| **length < 1) {
+        return Err(Error::argument("chunks", format!("a piece of {length} positions")));
     }
-    if start < total {
-        pieces.push((start, total));
+    let (mut pieces, mut start) = (Vec::new(), 0);
+    for length in lengths.iter().copied().chain([total]) {
+        let stop = length.saturating_add(start).min(total);
+        if start < stop {
+            pieces.push((start, stop));
+        }
+        start = stop;
     }
     Ok(pieces)
 }

@@ -66,17 +66,24 @@ fn forward_writes_logits_and_stages_in_one_piece_or_several() {
     save_npz(&inputs, &ids, false).unwrap();
     let dir = dir("llama");
     let args = ["forward", "--model", &dir, "--inputs", text(&inputs), "--outputs", text(&outputs)];
-    for extra in [&[][..], &["--chunks", "5,7,1,3"], &["--chunks", "20", "--probes"]] {
+    for extra in [
+        &[][..],
+        &["--chunks", "5,7,1,3"],
+        &["--chunks", "20", "--probes"],
+        &["--chunks", "5,99", "--dtype", "float32"],
+    ] {
         succeed(&[&args[..], extra].concat());
         let written = load_npz(&outputs).unwrap();
         let logits = &written["logits"];
         assert_eq!(logits.shape(), [2, 20, 40]);
         assert!(error(&logits.to_vec().unwrap(), &fixture.logits) < LOGITS, "{extra:?}");
-        assert_eq!(written.len(), if extra.len() == 3 { 6 } else { 1 });
+        assert_eq!(written.len(), if extra.contains(&"--probes") { 6 } else { 1 });
     }
+    succeed(&[&args[..], &["--probes"]].concat());
     assert_eq!(load_npz(&outputs).unwrap()["layers.0.mlp"].shape(), [2, 20, 32]);
     fs::remove_file(&outputs).unwrap();
-    fail(&[&args[..], &["--chunks", "5,16"]].concat(), 1);
+    fail(&[&args[..], &["--chunks", "5,0"]].concat(), 1);
+    fail(&[&args[..], &["--dtype", "int32"]].concat(), 1);
     for wrong in [vec![40i32, 0], vec![-1, 0]] {
         let ids = HostTensor::from_slice(&wrong, &[1, 2]).unwrap();
         save_npz(&inputs, &BTreeMap::from([("input_ids".to_owned(), ids)]), false).unwrap();
