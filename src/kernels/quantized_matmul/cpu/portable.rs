@@ -74,18 +74,19 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The sum of products, in sixteen partial sums.
+/// The sum of products, in sixteen partial sums. In `f64`, where products are exact: without it, MLX's
+/// own product, which its compiler gives fused multiply-adds, can be several times closer.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
+    let mut sums = [0.0f64; LANES];
     for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
         for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
+            *sum += f64::from(*a) * f64::from(*b);
         }
     }
     let rest = a.len() - a.len() % LANES;
     for (sum, (a, b)) in sums.iter_mut().zip(a[rest..].iter().zip(&b[rest..])) {
-        *sum += a * b;
+        *sum += f64::from(*a) * f64::from(*b);
     }
     let mut width = LANES;
     while width > 1 {
@@ -94,5 +95,5 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[i] += sums[i + width];
         }
     }
-    sums[0]
+    sums[0] as f32
 }
