@@ -7,6 +7,7 @@ use crate::array::Dtype;
 /// What went wrong, with the operands that made it so.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "the fields are named for what they hold")]
 pub enum Error {
     /// MLX refused an operation, or failed while computing it.
     #[error("{op}: {message}")]

@@ -51,6 +51,10 @@
 //! let cube = |x: &Array| (x * x) * x;
 //! assert_eq!(transforms::grad(cube, &x)?.item::<f32>()?, 27.0);
 //! assert_eq!(transforms::grad(|x| transforms::grad(cube, x), &x)?.item::<f32>()?, 18.0);
+//!
+//! // Traced once for each shape, then run as one fused function.
+//! let silu = transforms::compile(|args: &[Array]| &args[0] * ops::sigmoid(&args[0])?);
+//! assert_eq!(silu.call([&Array::from(0.0f32)])?[0].item::<f32>()?, 0.0);
 //! # Ok(())
 //! # }
 //! ```
@@ -73,6 +77,8 @@
 //!
 //! An [`Array`] belongs to its thread; [`HostTensor`] carries values between threads.
 
+#![deny(missing_docs, unsafe_code)]
+
 pub mod array;
 pub mod cache;
 pub mod checkpoint;
@@ -82,6 +88,7 @@ pub mod device;
 pub mod distributed;
 pub mod error;
 pub mod fast;
+#[allow(unsafe_code)]
 mod ffi;
 pub mod fft;
 pub mod generate;
@@ -104,3 +111,8 @@ pub mod transforms;
 pub use array::{Array, Dtype, HostTensor};
 pub use device::{Device, Stream, with_device, with_stream};
 pub use error::{Error, Result};
+
+/// The example of the README, so that it stays true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,10 +30,10 @@ pub(super) fn run(args: &Args) -> Outcome {
 
 /// The machine in a few lines.
 pub(super) fn describe(machine: &Machine) -> String {
-    let Machine { mlxport, mlx, backends, blas, cpu, cores, cpu_features, memory_bytes } = machine;
+    let Machine { mlxport, mlx, backends, blas, cpu, cores, cpu_features, kernels, memory_bytes } = machine;
     format!(
         "mlxport    {mlxport}\nmlx        {mlx}\nbackends   {}\nblas       {blas}\n\
-         cpu        {cpu}, {cores} cores\nfeatures   {}\nmemory     {:.1} GiB\n",
+         cpu        {cpu}, {cores} cores\nfeatures   {}\nkernels    {kernels}\nmemory     {:.1} GiB\n",
         backends.join(", "),
         cpu_features.join(" "),
         *memory_bytes as f64 / (1u64 << 30) as f64,

@@ -23,6 +23,8 @@ pub struct Machine {
     pub cores: usize,
     /// Vector extensions that the processor has and kernels choose between.
     pub cpu_features: Vec<String>,
+    /// The implementation of our CPU kernels that runs: see [`crate::kernels::active`].
+    pub kernels: String,
     /// Main memory in bytes; 0 if the system does not tell.
     pub memory_bytes: u64,
 }
@@ -41,6 +43,7 @@ impl Machine {
             cpu: cpu_name(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             cpu_features: cpu_features().into_iter().map(str::to_owned).collect(),
+            kernels: crate::kernels::active().to_string(),
             memory_bytes: memory_bytes(),
         })
     }

@@ -88,6 +88,7 @@ macro_rules! call {
         let _guard = $crate::ffi::enter();
         // SAFETY: outputs are live handles of this thread, slices and handles outlive the call, and
         // the compiler has checked every argument against the generated signature.
+        #[allow(unsafe_code)]
         let code = unsafe { $crate::ffi::sys::$f($($out,)* $($acc),*) };
         $crate::ffi::check(stringify!($f), code)
     }};

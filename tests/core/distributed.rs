@@ -76,7 +76,7 @@ fn member() {
     assert_eq!(to_f64(&group.all_min(&x).unwrap()), [1.0, 9.0]);
     assert_eq!(to_f64(&group.all_gather(&x).unwrap()), [1.0, 10.0, 2.0, 9.0]);
     // Within a graph that goes on.
-    let y = ops::add(&group.all_sum(&ops::multiply(&x, 2.0).unwrap()).unwrap(), 1.0).unwrap();
+    let y = ops::add(group.all_sum(&ops::multiply(&x, 2.0).unwrap()).unwrap(), 1.0).unwrap();
     assert_eq!(to_f64(&y), [7.0, 39.0]);
     let other = 1 - rank;
     assert!(group.send(&x, 2).is_err() && group.recv_like(&x, -1).is_err());

@@ -138,12 +138,12 @@ fn what_is_no_index_is_refused() {
     }
     assert!(x.set_index((&mask, ..), 0.0).is_err());
     assert!(matches!(Array::from(1.0f32).index(0), Err(Error::Argument { .. })));
-    assert!(x.set_index(0, &f32_array(&[0.0; 3], &[3])).is_err());
-    assert!(x.set_index([0], &f32_array(&[0.0; 8], &[2, 4])).is_err());
+    assert!(x.set_index(0, f32_array(&[0.0; 3], &[3])).is_err());
+    assert!(x.set_index([0], f32_array(&[0.0; 8], &[2, 4])).is_err());
     assert!(numbers(3).at(0).divide(2).is_err());
     let empty = f32_array(&[], &[0, 2]);
-    assert!(empty.index(&numbers(1)).is_err());
-    assert_eq!(empty.index(&numbers(0)).unwrap().shape(), [0, 2]);
+    assert!(empty.index(numbers(1)).is_err());
+    assert_eq!(empty.index(numbers(0)).unwrap().shape(), [0, 2]);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn masks_choose_what_is_set() {
 #[test]
 fn values_are_cast_to_the_dtype_of_the_array() {
     let x = Array::from_slice(&[f16::ONE; 3], &[3]).unwrap();
-    let updated = x.set_index(0, &numbers(1)).unwrap();
+    let updated = x.set_index(0, numbers(1)).unwrap();
     assert_eq!(updated.to_vec::<f16>().unwrap(), [0.0, 1.0, 1.0].map(f16::from_f32));
     let updated = x.at([1, 1]).divide(4).unwrap();
     assert_eq!((updated.dtype(), to_f64(&updated)), (Dtype::Float16, vec![1.0, 0.0625, 1.0]));

@@ -208,7 +208,7 @@ fn padding_needs_a_pair_for_every_axis() {
     assert_eq!(floats(ops::pad(&x, &[(0, 0), (1, 1)], PadMode::Edge, 0)), [0.0, 0.0, 1.0, 2.0, 2.0]);
     assert_eq!(floats(ops::pad(&x, &[(0, 0), (1, 0)], PadMode::Constant, 7)), [7.0, 0.0, 1.0, 2.0]);
     refused(ops::pad(&x, &[(1, 1)], PadMode::Constant, 0));
-    refused(ops::pad(&x, &[(0, 0), (1, 1)], PadMode::Constant, &ramp(&[2])));
+    refused(ops::pad(&x, &[(0, 0), (1, 1)], PadMode::Constant, ramp(&[2])));
     assert!(ops::pad(&x, &[(0, 0), (-1, 1)], PadMode::Constant, 0).is_err());
     assert!(ops::pad(&ramp(&[0]), &[(1, 1)], PadMode::Reflect, 0).is_err());
 }

@@ -47,7 +47,7 @@ fn vmap_is_a_loop() {
     is_a_loop(two, &[&x, &w], &[Some(0), None], &[2, -1]);
     is_a_loop(|a| Ok(vec![(&a[0] * &a[1])?]), &[&x, &y], &[Some(0), Some(0)], &[1]);
     is_a_loop(|a| Ok(vec![ops::sum(&a[0], 0, false)?]), &[&x], &[Some(-2)], &[0]);
-    is_a_loop(|a| Ok(vec![ops::softmax(&a[0], &[-1], true)?]), &[&x], &[Some(1)], &[-1]);
+    is_a_loop(|a| Ok(vec![ops::softmax(&a[0], [-1], true)?]), &[&x], &[Some(1)], &[-1]);
     // A value that does not depend on the argument is repeated.
     is_a_loop(|_| Ok(vec![Array::from(2.0f32)]), &[&y], &[Some(0)], &[0]);
 }

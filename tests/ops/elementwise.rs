@@ -351,7 +351,7 @@ fn integer_powers_wrap_and_negative_exponents_give_zero() {
     check(48, two(INTEGERS, Any, Within(-3.0, 20.0)), |_, (a, b)| {
         let values = ints(&a.tensor).zip(&ints(&b.tensor), |&x, &y| reference(x, y));
         let expected = Expected::ints(&values, a.tensor.dtype());
-        assert_matches(&ops::power(&a.array(), &b.array()).unwrap(), &expected, Exact);
+        assert_matches(&ops::power(a.array(), b.array()).unwrap(), &expected, Exact);
     });
 }
 
@@ -360,7 +360,7 @@ fn integers_divide_in_floating_point() {
     check(48, two(INTEGERS, Within(-100.0, 100.0), Within(-100.0, 100.0)), |_, (a, b)| {
         let values = reals(&a.tensor).zip(&reals(&b.tensor), |x, y| x / y);
         let expected = Expected::reals(&values, Dtype::Float32);
-        assert_matches(&ops::divide(&a.array(), &b.array()).unwrap(), &expected, Strict);
+        assert_matches(&ops::divide(a.array(), b.array()).unwrap(), &expected, Strict);
     });
 }
 
@@ -443,7 +443,7 @@ fn where_picks_bits() {
         }
         let pairs = element::bits(&x.tensor).zip(&element::bits(&y.tensor), |&x, &y| (x, y));
         let values = ints(&condition.tensor).zip(&pairs, |&c, &(x, y)| if c != 0 { x } else { y });
-        let found = ops::where_(&condition.array(), &x.array(), &y.array()).unwrap();
+        let found = ops::where_(&condition.array(), x.array(), y.array()).unwrap();
         assert_matches(&found, &Expected::bits(&values, *dtype), Exact);
     });
 }

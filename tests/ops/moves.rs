@@ -94,7 +94,7 @@ fn joining_undoes_splitting() {
         let mut cuts = cuts.map(|c| c.index(size + 1));
         cuts.sort_unstable();
         let at = cuts.map(|c| c as i32);
-        let parts = ops::split(&a, &at, *axis as i32).unwrap();
+        let parts = ops::split(&a, at, *axis as i32).unwrap();
         let ranges = [0..cuts[0], cuts[0]..cuts[1], cuts[1]..size];
         assert_eq!(parts.len(), 3);
         for (part, range) in parts.iter().zip(ranges) {

@@ -102,13 +102,13 @@ macro_rules! floats {
 }
 
 floats! {
-    sum: |a, axes, keep| ops::sum(a, axes, keep), |x| x.iter().sum(), total, MODERATE, Permissive;
-    prod: |a, axes, keep| ops::prod(a, axes, keep), |x| x.iter().product(), largest, Within(0.9, 1.1), Permissive;
-    mean_of: |a, axes, keep| ops::mean(a, axes, keep), mean, total, MODERATE, Balanced;
+    sum: ops::sum, |x| x.iter().sum(), total, MODERATE, Permissive;
+    prod: ops::prod, |x| x.iter().product(), largest, Within(0.9, 1.1), Permissive;
+    mean_of: ops::mean, mean, total, MODERATE, Balanced;
     // The deviations from a rounded mean leave errors of the size of the values.
     var: |a, axes, keep| ops::var(a, axes, keep, 0), |x| variance(x, 0), |x| largest(x).powi(2), MODERATE, Permissive;
     std: |a, axes, keep| ops::std(a, axes, keep, 0), |x| variance(x, 0).sqrt(), largest, Within(-4.0, 4.0), Permissive;
-    median_of: |a, axes, keep| ops::median(a, axes, keep), median, largest, MODERATE, Strict;
+    median_of: ops::median, median, largest, MODERATE, Strict;
 }
 
 /// What goes through `exp`, which is float32 on the CPU.

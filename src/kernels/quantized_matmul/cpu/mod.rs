@@ -1,6 +1,7 @@
 //! Implementations in Rust, and the quantized matrix as they see it.
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
 pub(super) mod avx2;
 pub(super) mod portable;
 
