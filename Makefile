@@ -26,6 +26,7 @@ lint: deps ## Formatting, clippy and documentation, warnings denied
 doc: deps ## The library's documentation, in target/doc
 	$(CARGO) doc --no-deps
 
-bench: deps ## Speed of the bundled checkpoint on this machine
+bench: deps ## Speed of the kernels and of the bundled checkpoint on this machine
+	$(CARGO) bench --bench quantized_matmul
 	$(CARGO) build --release
-	target/release/mlxport bench model --model $(DEMO)/model --prompt-tokens 512 --generate-tokens 128
+	target/release/mlxport bench model --model $(CHECKPOINT) --prompt-tokens 512 --generate-tokens 128

@@ -96,6 +96,11 @@ pub enum DeviceInfo {
 /// Where operations run outside of any scope: the GPU if there is one, else the CPU.
 pub fn default_device() -> Device {
     static DEFAULT: OnceLock<Device> = OnceLock::new();
+    if let Some(&device) = DEFAULT.get() {
+        return device;
+    }
+    // First MLX's lock, then this one: callers that hold MLX's come here too.
+    let _guard = ffi::enter();
     *DEFAULT.get_or_init(|| if Device::gpu().is_available() { Device::gpu() } else { Device::cpu() })
 }
 

@@ -1,6 +1,7 @@
 //! Many threads at once, threads that end, and values that outlive what they stand on.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use mlxport::transforms::{async_eval, compile, custom_vjp, grad, vmap};
 use mlxport::{Array, Device, HostTensor, Stream, ops, with_device, with_stream};
@@ -46,6 +47,30 @@ fn values_cross_threads_as_host_tensors() {
     }
     drop(send);
     assert_eq!(worker.join().unwrap(), [1.0, 2.0, 3.0, 4.0]);
+}
+
+/// The first use of MLX by several threads at once, in a process for each try.
+#[test]
+fn threads_that_begin_together_do_not_wait_for_each_other() {
+    const NAME: &str = "contracts_threads::threads_that_begin_together_do_not_wait_for_each_other";
+    if std::env::var_os("MLXPORT_TEST_ALONE").is_none() {
+        return (0..20).for_each(|_| assert!(!alone(NAME, &[])));
+    }
+    let (done, is_done) = std::sync::mpsc::channel();
+    let together = std::sync::Arc::new(std::sync::Barrier::new(4));
+    for thread in 0..4 {
+        let (done, together) = (done.clone(), together.clone());
+        std::thread::spawn(move || {
+            together.wait();
+            if thread % 2 == 0 {
+                mlxport::device::default_device();
+            }
+            done.send(ops::add(&Array::from(1.0f32), 1.0).unwrap().item::<f32>().unwrap()).unwrap();
+        });
+    }
+    for _ in 0..4 {
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(30)), Ok(2.0));
+    }
 }
 
 fn os_threads() -> usize {
