@@ -65,7 +65,7 @@ fn threads_that_begin_together_do_not_wait_for_each_other() {
             if thread % 2 == 0 {
                 mlxport::device::default_device();
             }
-            done.send(ops::add(&Array::from(1.0f32), 1.0).unwrap().item::<f32>().unwrap()).unwrap();
+            done.send(ops::add(Array::from(1.0f32), 1.0).unwrap().item::<f32>().unwrap()).unwrap();
         });
     }
     for _ in 0..4 {
