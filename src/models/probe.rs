@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! # fn main() -> mlxport::Result<()> {
-//! # let model: Box<dyn mlxport::models::LanguageModel> = unimplemented!();
+//! # let model = mlxport::models::load("Qwen3-0.6B".as_ref())?;
 //! # let tokens = mlxport::Array::from(0i32);
 //! let (logits, stages) = mlxport::models::probe::record(|| model.forward(&tokens, &mut model.make_cache()));
 //! for (name, array) in stages {
