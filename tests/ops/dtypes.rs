@@ -153,12 +153,31 @@ fn new_arrays() {
         let full = ops::full(&[2, 1], 5, dtype).unwrap();
         let fives = support::Nd::from_fn(&[2, 1], |_| encode_int(5, dtype));
         assert_matches(&full, &Expected::bits(&fives, dtype), Tolerance::Exact);
+        for (found, value) in constants(&full) {
+            let expected = support::Nd::from_fn(&[2, 1], |_| encode_int(value, dtype));
+            assert_matches(&found, &Expected::bits(&expected, dtype), Tolerance::Exact);
+        }
     }
     for &dtype in FLOATS {
         let points = support::Nd::from_fn(&[9], |at| -1.0 + at[0] as f64 / 4.0);
         let found = ops::linspace(-1.0, 1.0, 9, true, dtype).unwrap();
         assert_matches(&found, &Expected::sums(&points, &points.map(|_| 1.0), dtype), Tolerance::Strict);
+        for (found, value) in constants(&ops::full(&[2, 1], 5, dtype).unwrap()) {
+            let expected = support::Nd::from_fn(&[2, 1], |_| value as f64);
+            assert_matches(&found, &Expected::reals(&expected, dtype), Tolerance::Exact);
+        }
         let eye = support::Nd::from_fn(&[3, 4], |at| if at[1] == at[0] + 1 { 1.0 } else { 0.0 });
         assert_matches(&ops::eye(3, 4, 1, dtype).unwrap(), &Expected::reals(&eye, dtype), Tolerance::Exact);
     }
+}
+
+/// Zeros and ones of the shape and dtype of `like`, made in both ways.
+fn constants(like: &Array) -> [(Array, i128); 4] {
+    let (shape, dtype) = (like.shape(), like.dtype());
+    [
+        (ops::zeros(shape, dtype).unwrap(), 0),
+        (ops::ones(shape, dtype).unwrap(), 1),
+        (ops::zeros_like(like).unwrap(), 0),
+        (ops::ones_like(like).unwrap(), 1),
+    ]
 }
