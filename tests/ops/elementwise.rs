@@ -5,27 +5,12 @@ use std::cmp::Ordering;
 use mlxport::{Array, Dtype, Result, ops};
 use num_complex::Complex64;
 use proptest::prelude::*;
-use support::element::{self, FLOATS, INTEGERS, complexes, ints, range, reals};
+use support::element::{self, FLOATS, INTEGERS, NUMBERS, complexes, ints, range, reals};
 use support::strategy::{self, MODERATE, Values};
 use support::{Expected, Input, Nd, Tolerance, assert_matches, check, computes};
 
 use Tolerance::{Balanced, Exact, Single, Strict};
 use Values::{Any, Ordered, Within};
-
-const NUMBERS: &[Dtype] = &[
-    Dtype::Uint8,
-    Dtype::Uint16,
-    Dtype::Uint32,
-    Dtype::Uint64,
-    Dtype::Int8,
-    Dtype::Int16,
-    Dtype::Int32,
-    Dtype::Int64,
-    Dtype::Float16,
-    Dtype::Bfloat16,
-    Dtype::Float32,
-    Dtype::Float64,
-];
 
 fn one(dtypes: &'static [Dtype], values: Values) -> impl Strategy<Value = Input> {
     (strategy::dtype(dtypes), strategy::shape(3))

@@ -3,7 +3,7 @@
 use mlxport::ops::Axes;
 use mlxport::{Array, Dtype, Result, ops};
 use proptest::prelude::*;
-use support::element::{FLOATS, INTEGERS, ints, reals};
+use support::element::{FLOATS, INTEGERS, WHOLE, ints, reals};
 use support::strategy::{self, MODERATE, Values};
 use support::{Expected, Input, Nd, Tolerance, assert_matches, check, computes};
 
@@ -186,18 +186,6 @@ fn wide(dtype: Dtype, shape: &[usize]) -> Dtype {
         other => other,
     }
 }
-
-const WHOLE: &[Dtype] = &[
-    Dtype::Bool,
-    Dtype::Uint8,
-    Dtype::Uint16,
-    Dtype::Uint32,
-    Dtype::Uint64,
-    Dtype::Int8,
-    Dtype::Int16,
-    Dtype::Int32,
-    Dtype::Int64,
-];
 
 #[test]
 fn integers_reduce_exactly() {

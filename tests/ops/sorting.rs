@@ -4,25 +4,9 @@ use std::cmp::Ordering;
 
 use mlxport::{Dtype, ops};
 use proptest::prelude::*;
-use support::element::{self, bits, ints};
+use support::element::{self, ORDERED, bits, ints};
 use support::strategy::{self, Values};
 use support::{Expected, Input, Nd, Tolerance, assert_matches, check, computes};
-
-const ORDERED: &[Dtype] = &[
-    Dtype::Bool,
-    Dtype::Uint8,
-    Dtype::Uint16,
-    Dtype::Uint32,
-    Dtype::Uint64,
-    Dtype::Int8,
-    Dtype::Int16,
-    Dtype::Int32,
-    Dtype::Int64,
-    Dtype::Float16,
-    Dtype::Bfloat16,
-    Dtype::Float32,
-    Dtype::Float64,
-];
 
 fn case(values: Values) -> impl Strategy<Value = (Input, usize)> {
     (strategy::dtype(ORDERED), strategy::filled_shape(3))

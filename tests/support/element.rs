@@ -6,11 +6,9 @@ use num_complex::Complex64;
 
 use super::nd::Nd;
 
-/// The dtypes MLX rounds in.
-pub const FLOATS: &[Dtype] = &[Dtype::Float16, Dtype::Bfloat16, Dtype::Float32, Dtype::Float64];
-
-/// Signed and unsigned integers.
-pub const INTEGERS: &[Dtype] = &[
+/// Every dtype with an order: `bool`, then integers, then floats.
+pub const ORDERED: &[Dtype] = &[
+    Dtype::Bool,
     Dtype::Uint8,
     Dtype::Uint16,
     Dtype::Uint32,
@@ -19,7 +17,23 @@ pub const INTEGERS: &[Dtype] = &[
     Dtype::Int16,
     Dtype::Int32,
     Dtype::Int64,
+    Dtype::Float16,
+    Dtype::Bfloat16,
+    Dtype::Float32,
+    Dtype::Float64,
 ];
+
+/// Integers and floats.
+pub const NUMBERS: &[Dtype] = ORDERED.split_at(1).1;
+
+/// `bool` and integers.
+pub const WHOLE: &[Dtype] = ORDERED.split_at(9).0;
+
+/// Signed and unsigned integers.
+pub const INTEGERS: &[Dtype] = WHOLE.split_at(1).1;
+
+/// The dtypes MLX rounds in.
+pub const FLOATS: &[Dtype] = ORDERED.split_at(9).1;
 
 fn usizes(shape: &[i32]) -> Vec<usize> {
     shape.iter().map(|&n| n as usize).collect()
