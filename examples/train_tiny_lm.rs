@@ -73,7 +73,7 @@ fn main() -> Outcome<()> {
     let weights = model.into_inner().parameters().into_iter().map(rounded);
     let weights = weights.collect::<mlxport::Result<Vec<_>>>()?;
     let saved = Weights::from_arrays(weights.clone());
-    let saved = qwen3::Model::new(&serde_json::from_value(config.clone())?, &saved)?;
+    let saved = qwen3::model(&serde_json::from_value(config.clone())?, &saved)?;
     let losses = [mean_loss(&saved, &corpus.training)?, mean_loss(&saved, &corpus.held_out)?];
     println!("loss {:.3} on the training text, {:.3} on text held out", losses[0], losses[1]);
 
@@ -198,7 +198,7 @@ fn new_model(config: &Value, seed: u64) -> Outcome<qwen3::Model> {
         }
     }
     let weights = weights.into_iter().map(|(name, array)| (name + ".weight", array));
-    Ok(qwen3::Model::new(&serde_json::from_value(config.clone())?, &Weights::from_arrays(weights))?)
+    Ok(qwen3::model(&serde_json::from_value(config.clone())?, &Weights::from_arrays(weights))?)
 }
 
 /// AdamW over random pieces of the text; returns when all steps are done.

@@ -2,7 +2,7 @@
 
 use super::{check_fits, grow, positions, put};
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Positions by which a cache grows.
 const STEP: i32 = 256;
@@ -40,6 +40,13 @@ impl KvCache {
         self.store = Some([k, v]);
         self.offset = end;
         Ok(seen)
+    }
+
+    /// Keys and values of all positions. Fails if there are none.
+    pub(super) fn seen(&self) -> Result<(Array, Array)> {
+        let none = || Error::argument("cache", "no keys yet");
+        let [k, v] = self.store.as_ref().ok_or_else(none)?;
+        Ok((positions(k, 0, self.offset)?, positions(v, 0, self.offset)?))
     }
 
     /// Forgets the last `count` positions.

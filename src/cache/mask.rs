@@ -16,6 +16,18 @@ pub enum Mask {
     Array(Array),
 }
 
+impl Mask {
+    /// The mask as an array for `queries` new positions that see the last of `keys`, `bool`; `None` if
+    /// all see all.
+    pub fn to_array(&self, queries: i32, keys: i32) -> Result<Option<Array>> {
+        match self {
+            Mask::None => Ok(None),
+            Mask::Causal => windowed(queries, keys - queries, keys, 0).map(Some),
+            Mask::Array(array) => Ok(Some(array.clone())),
+        }
+    }
+}
+
 impl<'a> From<&'a Mask> for fast::Mask<'a> {
     fn from(mask: &'a Mask) -> Self {
         match mask {
@@ -26,12 +38,15 @@ impl<'a> From<&'a Mask> for fast::Mask<'a> {
     }
 }
 
-/// The masks of one forward pass: layers with the same window share one.
+/// The masks of one forward pass: layers of one kind with the same window share one.
 #[derive(Debug)]
 pub struct Masks {
     length: i32,
-    made: Vec<(Option<i32>, Mask)>,
+    made: Vec<((Kind, Option<i32>), Mask)>,
 }
+
+/// What the mask of a layer depends on, besides the window and the position, which all layers share.
+type Kind = std::mem::Discriminant<LayerCache>;
 
 impl Masks {
     /// For so many new positions.
@@ -39,13 +54,20 @@ impl Masks {
         Self { length, made: Vec::new() }
     }
 
-    /// The mask of a layer with this window, or none. All layers of a pass are at the same position.
+    /// The new positions.
+    pub fn length(&self) -> i32 {
+        self.length
+    }
+
+    /// The mask of an attention layer with this window, or none. All layers of a pass are at the same
+    /// position.
     pub fn of(&mut self, cache: &LayerCache, window: Option<i32>) -> Result<Mask> {
-        if let Some((_, mask)) = self.made.iter().find(|(made_for, _)| *made_for == window) {
+        let key = (std::mem::discriminant(cache), window);
+        if let Some((_, mask)) = self.made.iter().find(|(made_for, _)| *made_for == key) {
             return Ok(mask.clone());
         }
         let mask = cache.mask(self.length, window)?;
-        self.made.push((window, mask.clone()));
+        self.made.push((key, mask.clone()));
         Ok(mask)
     }
 }
@@ -68,4 +90,17 @@ pub(super) fn windowed(length: i32, offset: i32, window: i32, keep: i32) -> Resu
         recent = ops::logical_or(&recent, ops::less(&keys, keep)?)?;
     }
     ops::logical_and(ops::greater_equal(&queries, &keys)?, &recent)
+}
+
+/// The mask of `length` positions after `offset` others, each seeing its own chunk of `size`. The keys
+/// are those from position `start` on.
+pub(super) fn chunked(length: i32, offset: i32, start: i32, size: i32) -> Result<Mask> {
+    if start == 0 && offset + length <= size {
+        return causal(length, offset, None);
+    }
+    let size = Array::from(size);
+    let keys = ops::arange(start, offset + length, 1, Dtype::Int32)?;
+    let queries = ops::expand_dims(&ops::arange(offset, offset + length, 1, Dtype::Int32)?, 1)?;
+    let same = ops::equal(&ops::floor_divide(&queries, &size)?, &ops::floor_divide(&keys, &size)?)?;
+    ops::logical_and(ops::greater_equal(&queries, &keys)?, &same).map(Mask::Array)
 }

@@ -1,16 +1,31 @@
 //! What a model remembers of the tokens it has seen.
 
+mod arrays;
+mod chunked;
 mod kv;
 mod mask;
+mod offset;
 mod rotating;
 
+pub use arrays::ArraysCache;
+pub use chunked::ChunkedKvCache;
 pub use kv::KvCache;
 pub use mask::{Mask, Masks};
+pub use offset::Offset;
 pub use rotating::RotatingKvCache;
 
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::transforms;
+
+/// Keys and values to attend to, `[batch, kv_heads, length, dims]`.
+#[derive(Debug, Clone)]
+pub struct KeysValues {
+    /// Keys.
+    pub keys: Array,
+    /// Values.
+    pub values: Array,
+}
 
 /// The memory of one layer.
 #[derive(Debug, Clone)]
@@ -21,26 +36,61 @@ pub enum LayerCache {
     Kv(KvCache),
     /// Keys and values of the last positions.
     Rotating(RotatingKvCache),
+    /// Keys and values of the chunk that a position is in.
+    Chunked(ChunkedKvCache),
+    /// States that do not grow.
+    Arrays(ArraysCache),
+    /// Several memories of one layer.
+    List(Vec<LayerCache>),
 }
 
 impl LayerCache {
+    /// An empty [`KvCache`].
+    pub fn kv() -> Self {
+        LayerCache::Kv(KvCache::new())
+    }
+
+    /// An empty [`RotatingKvCache`] for `window` positions; an empty [`KvCache`] without.
+    pub fn window(window: Option<i32>) -> Self {
+        match window {
+            Some(window) => LayerCache::Rotating(RotatingKvCache::new(window, 0)),
+            None => Self::kv(),
+        }
+    }
+
+    /// An empty [`ArraysCache`] of `count` arrays.
+    pub fn states(count: usize) -> Self {
+        LayerCache::Arrays(ArraysCache::new(count))
+    }
+
     /// The position that the next token has.
-    pub fn offset(&self) -> i32 {
+    pub fn offset(&self) -> Offset {
+        Offset::All(self.position())
+    }
+
+    /// Positions seen.
+    pub fn position(&self) -> i32 {
         match self {
             LayerCache::Stateless => 0,
             LayerCache::Kv(cache) => cache.offset(),
             LayerCache::Rotating(cache) => cache.offset(),
+            LayerCache::Chunked(cache) => cache.offset(),
+            LayerCache::Arrays(cache) => cache.offset(),
+            LayerCache::List(parts) => parts.iter().map(LayerCache::position).max().unwrap_or(0),
         }
     }
 
     /// Adds keys and values of new positions, `[batch, kv_heads, length, dims]`, and returns those to
-    /// attend to.
-    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
-        match self {
-            LayerCache::Stateless => Ok((keys.clone(), values.clone())),
-            LayerCache::Kv(cache) => cache.update(keys, values),
-            LayerCache::Rotating(cache) => cache.update(keys, values),
-        }
+    /// attend to. Fails for a memory that has no keys.
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<KeysValues> {
+        let (keys, values) = match self {
+            LayerCache::Stateless => (keys.clone(), values.clone()),
+            LayerCache::Kv(cache) => cache.update(keys, values)?,
+            LayerCache::Rotating(cache) => cache.update(keys, values)?,
+            LayerCache::Chunked(cache) => cache.update(keys, values)?,
+            LayerCache::Arrays(_) | LayerCache::List(_) => return Err(self.not("one of keys and values")),
+        };
+        Ok(KeysValues { keys, values })
     }
 
     /// Which of the positions that [`update`](Self::update) will return the next `length` ones see: at
@@ -50,6 +100,51 @@ impl LayerCache {
             LayerCache::Stateless => mask::causal(length, 0, window),
             LayerCache::Kv(cache) => mask::causal(length, cache.offset(), window),
             LayerCache::Rotating(cache) => cache.mask(length, window),
+            LayerCache::Chunked(cache) => cache.mask(length),
+            LayerCache::Arrays(_) | LayerCache::List(_) => Err(self.not("one of keys and values")),
+        }
+    }
+
+    /// Which of the next `length` positions are tokens and not padding, `bool` `[batch, length]`, for
+    /// layers that mix positions without attention; `None` if all are.
+    pub fn padding(&self, _length: i32) -> Result<Option<Array>> {
+        Ok(None)
+    }
+
+    /// State number `index` of an [`ArraysCache`], `None` at the start of a sequence.
+    pub fn state(&self, index: usize) -> Option<&Array> {
+        match self {
+            LayerCache::Arrays(cache) => cache.arrays.get(index)?.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Sets state number `index` of an [`ArraysCache`].
+    pub fn set_state(&mut self, index: usize, state: Array) -> Result<()> {
+        match self {
+            LayerCache::Stateless => Ok(()),
+            LayerCache::Arrays(cache) if index < cache.arrays.len() => {
+                cache.arrays[index] = Some(state);
+                Ok(())
+            }
+            other => Err(other.not(&format!("one of states with number {index}"))),
+        }
+    }
+
+    /// Counts `length` positions that went into the states of an [`ArraysCache`].
+    pub fn advance(&mut self, length: i32) {
+        if let LayerCache::Arrays(cache) = self {
+            cache.offset += length;
+        }
+    }
+
+    /// Part number `index` of a [`LayerCache::List`].
+    pub fn part(&mut self, index: usize) -> Result<&mut LayerCache> {
+        let missing = self.not(&format!("a list with a part {index}"));
+        match self {
+            LayerCache::List(parts) => parts.get_mut(index).ok_or(missing),
+            LayerCache::Stateless => Ok(self),
+            _ => Err(missing),
         }
     }
 
@@ -59,14 +154,19 @@ impl LayerCache {
             LayerCache::Stateless => count == 0,
             LayerCache::Kv(cache) => count <= cache.offset(),
             LayerCache::Rotating(cache) => cache.is_trimmable(count),
+            LayerCache::Chunked(cache) => cache.is_trimmable(count),
+            LayerCache::Arrays(_) => count == 0,
+            LayerCache::List(parts) => parts.iter().all(|part| part.is_trimmable(count)),
         }
     }
 
     fn trim(&mut self, count: i32) {
         match self {
-            LayerCache::Stateless => {}
+            LayerCache::Stateless | LayerCache::Arrays(_) => {}
             LayerCache::Kv(cache) => cache.trim(count),
             LayerCache::Rotating(cache) => cache.trim(count),
+            LayerCache::Chunked(cache) => cache.trim(count),
+            LayerCache::List(parts) => parts.iter_mut().for_each(|part| part.trim(count)),
         }
     }
 
@@ -76,11 +176,18 @@ impl LayerCache {
             LayerCache::Stateless => Vec::new(),
             LayerCache::Kv(cache) => cache.arrays().collect(),
             LayerCache::Rotating(cache) => cache.arrays().collect(),
+            LayerCache::Chunked(cache) => cache.arrays().collect(),
+            LayerCache::Arrays(cache) => cache.arrays.iter().flatten().collect(),
+            LayerCache::List(parts) => parts.iter().flat_map(LayerCache::arrays).collect(),
         }
+    }
+
+    fn not(&self, what: &str) -> Error {
+        Error::argument("cache", format!("the memory of this layer is not {what}"))
     }
 }
 
-/// The memory of a model: one [`LayerCache`] for each layer.
+/// The memory of a model: one [`LayerCache`] for each layer that has one.
 ///
 /// A cache belongs to the model that made it. After a forward pass that failed, its layers may be at
 /// different positions: drop it.
@@ -95,14 +202,14 @@ impl Cache {
         Self { layers: layers.into_iter().collect() }
     }
 
-    /// No memory, for a model of so many layers.
-    pub fn stateless(layers: usize) -> Self {
-        Self::new(std::iter::repeat_n(LayerCache::Stateless, layers))
+    /// No memory, for the model that made this one.
+    pub fn stateless(&self) -> Self {
+        Self::new(self.layers.iter().map(|_| LayerCache::Stateless))
     }
 
     /// The position that the next token has.
     pub fn offset(&self) -> i32 {
-        self.layers.first().map_or(0, LayerCache::offset)
+        self.layers.iter().map(LayerCache::position).max().unwrap_or(0)
     }
 
     /// The layers, for a model that has `count` of them. Fails if there are not as many.

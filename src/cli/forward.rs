@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let (batch, length) = (ids.shape()[0], ids.shape()[1]);
     let pieces = pieces(&args.chunks, length)?;
     let mut cache = match args.chunks.is_empty() {
-        true => Cache::stateless(model.num_layers()),
+        true => model.make_cache().stateless(),
         false => model.make_cache(),
     };
     let mut parts: BTreeMap<String, Vec<Array>> = BTreeMap::new();

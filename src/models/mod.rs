@@ -1,8 +1,8 @@
 //! Models: one file for each architecture, and the registry that finds it.
 //!
 //! A new model is one new file and one line in `registry.rs`. A model file has, in this order: `Args`
-//! (the config, with its checks), `rules` (how the names of a checkpoint become the model's), its
-//! layers, and `Model`, whose `new` reads the weights.
+//! (the config, with its checks), `rules` (how the names of a checkpoint become the model's), what of
+//! its layers [`blocks`] does not have, and `model`, which reads the weights.
 
 pub mod blocks;
 mod checks;
@@ -25,20 +25,21 @@ pub trait LanguageModel: Module + std::fmt::Debug {
     /// the vocabulary wrap around: see [`check_tokens`].
     fn embed(&self, tokens: &Array) -> Result<Array>;
 
-    /// Logits `[batch, length, vocab_size]` of the embeddings of a sequence, which continues what is in
-    /// `cache` and is added to it.
-    fn forward_embeddings(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array>;
+    /// Logits `[batch, length, vocab_size]` of the embeddings of a sequence, `[batch, length, dims]`,
+    /// which continues what is in `cache` and is added to it. `tokens`, `[batch, length]`, are the ids
+    /// that the embeddings stand for: some models look them up elsewhere too.
+    fn forward_embeddings(&self, embeddings: &Array, tokens: &Array, cache: &mut Cache) -> Result<Array>;
 
     /// Logits `[batch, length, vocab_size]` of token ids, integers `[batch, length]`, which continue
     /// what is in `cache` and are added to it.
     fn forward(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        self.forward_embeddings(&self.embed(tokens)?, cache)
+        self.forward_embeddings(&self.embed(tokens)?, tokens, cache)
     }
 
     /// An empty cache for one batch.
     fn make_cache(&self) -> Cache;
 
-    /// Layers, and so entries of a cache.
+    /// Layers.
     fn num_layers(&self) -> usize;
 
     /// Token ids that the model knows: `0..vocab_size`.

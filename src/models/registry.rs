@@ -36,7 +36,7 @@ macro_rules! models {
                     let args: $($module)::+::Args = config.args()?;
                     args.check().map_err(|e| Error::invalid(config.path(), e))?;
                     let weights = Weights::open(dir, &$($module)::+::rules(&args))?;
-                    let model = $($module)::+::Model::new(&args, &weights)?;
+                    let model = $($module)::+::model(&args, &weights)?;
                     weights.finish()?;
                     Ok(Box::new(model))
                 })*

@@ -57,11 +57,11 @@ impl Weights {
     pub fn linear(&self, name: &str, input: i32, output: i32) -> Result<Linear> {
         let w = self.pp(name);
         let bias = if w.contains("bias") { Some(w.get_shaped("bias", &[output])?) } else { None };
-        Ok(Linear { weight: Weight::load(&w, output, input)?, bias })
+        Ok(Linear { weight: Weight::load(&w, &[output, input])?, bias })
     }
 
     /// The embedding `name`, of `vocabulary` vectors.
     pub fn embedding(&self, name: &str, vocabulary: i32, dims: i32) -> Result<Embedding> {
-        Ok(Embedding { weight: Weight::load(&self.pp(name), vocabulary, dims)? })
+        Ok(Embedding { weight: Weight::load(&self.pp(name), &[vocabulary, dims])? })
     }
 }

@@ -10,10 +10,12 @@ pub mod losses;
 mod module;
 mod norm;
 mod rope;
+mod switch;
 mod weight;
 
 pub use linear::{Embedding, Linear};
 pub use module::{Module, join};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{LayerNorm, Norm, RmsNorm};
 pub use rope::{Rope, RopeConfig, RopeScaling};
+pub use switch::{MultiLinear, SwitchLinear};
 pub use weight::Weight;

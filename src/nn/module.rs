@@ -148,23 +148,32 @@ impl<T: Module> Module for Vec<T> {
 /// Lists the fields of a type that hold parameters: `parameters!(Attention { q_proj, k_proj })`.
 ///
 /// A field is a [`Module`](crate::nn::Module): an array, a layer, or a `Vec`, `Option` or `Box` of one.
-/// Its path is its name, or what follows it: `parameters!(Model { layers: "model.layers" })`.
+/// Its path is its name, or what follows it: `parameters!(Model { layers: "model.layers" })`. A generic
+/// type comes with its bounds: `parameters!(<F: FeedForward> Block<F> { mlp })`.
 #[macro_export]
 macro_rules! parameters {
+    (< $($generic:ident : $bound:path),* > $module:ty { $($field:ident $(: $path:literal)?),* $(,)? }) => {
+        impl<$($generic: $bound),*> $crate::nn::Module for $module {
+            $crate::parameters!(@visits $($field $(: $path)?),*);
+        }
+    };
     ($module:ty { $($field:ident $(: $path:literal)?),* $(,)? }) => {
         impl $crate::nn::Module for $module {
-            fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a $crate::Array)) {
-                $({
-                    let path = $crate::nn::join(path, $crate::parameters!(@name $field $($path)?));
-                    $crate::nn::Module::visit(&self.$field, &path, f);
-                })*
-            }
-            fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut $crate::Array)) {
-                $({
-                    let path = $crate::nn::join(path, $crate::parameters!(@name $field $($path)?));
-                    $crate::nn::Module::visit_mut(&mut self.$field, &path, f);
-                })*
-            }
+            $crate::parameters!(@visits $($field $(: $path)?),*);
+        }
+    };
+    (@visits $($field:ident $(: $path:literal)?),*) => {
+        fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a $crate::Array)) {
+            $({
+                let path = $crate::nn::join(path, $crate::parameters!(@name $field $($path)?));
+                $crate::nn::Module::visit(&self.$field, &path, f);
+            })*
+        }
+        fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut $crate::Array)) {
+            $({
+                let path = $crate::nn::join(path, $crate::parameters!(@name $field $($path)?));
+                $crate::nn::Module::visit_mut(&mut self.$field, &path, f);
+            })*
         }
     };
     (@name $field:ident) => { stringify!($field) };

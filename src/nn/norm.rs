@@ -1,5 +1,6 @@
 //! Normalisation layers.
 
+use super::Module;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -40,6 +41,52 @@ impl LayerNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         fast::layer_norm(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
+    }
+}
+
+/// One of the norms, where a config or an architecture says which.
+#[derive(Debug, Clone)]
+pub enum Norm {
+    /// [`RmsNorm`].
+    Rms(RmsNorm),
+    /// [`LayerNorm`].
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    /// `[..., dims]` to the same shape.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        match self {
+            Norm::Rms(norm) => norm.forward(x),
+            Norm::Layer(norm) => norm.forward(x),
+        }
+    }
+}
+
+impl From<RmsNorm> for Norm {
+    fn from(norm: RmsNorm) -> Self {
+        Norm::Rms(norm)
+    }
+}
+
+impl From<LayerNorm> for Norm {
+    fn from(norm: LayerNorm) -> Self {
+        Norm::Layer(norm)
+    }
+}
+
+impl Module for Norm {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
+        match self {
+            Norm::Rms(norm) => norm.visit(path, f),
+            Norm::Layer(norm) => norm.visit(path, f),
+        }
+    }
+    fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
+        match self {
+            Norm::Rms(norm) => norm.visit_mut(path, f),
+            Norm::Layer(norm) => norm.visit_mut(path, f),
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use serde::Deserialize;
 
 use crate::array::Array;
+use crate::cache::Offset;
 use crate::error::{Error, Result};
+use crate::ops::Axes;
 use crate::{fast, ops};
 
 /// The rotary part of a config, in either spelling: `rope_theta` and `rope_scaling`, or the
@@ -151,14 +153,19 @@ impl Rope {
     }
 
     /// Turns `x`, `[batch, heads, length, head_dim]`, whose first position is `offset`.
-    pub fn forward(&self, x: &Array, offset: i32) -> Result<Array> {
+    pub fn forward(&self, x: &Array, offset: &Offset) -> Result<Array> {
         let x = &self.magnify(x)?;
         let (dims, traditional, scale) = (self.dims, self.traditional, self.scale);
         match &self.speed {
             Speed::Base(base) => fast::rope(x, dims, traditional, *base as f32, scale, offset),
             Speed::Periods(periods) => fast::rope(x, dims, traditional, periods, scale, offset),
             Speed::DynamicNtk { base, factor, max_position_embeddings: longest } => {
-                let length = f64::from(x.dim(-2)? + offset).max(*longest);
+                // All sequences of a batch turn with the base of the longest.
+                let offset_of_longest = match offset {
+                    Offset::All(offset) => *offset,
+                    Offset::Each(offsets) => ops::max(offsets, Axes::All, false)?.item::<i32>()?,
+                };
+                let length = f64::from(x.dim(-2)? + offset_of_longest).max(*longest);
                 let growth = factor * length / longest - (factor - 1.0);
                 let base = base * growth.powf(f64::from(dims) / f64::from(dims - 2));
                 fast::rope(x, dims, traditional, base as f32, scale, offset)

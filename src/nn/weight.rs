@@ -7,7 +7,8 @@ use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::ops::{self, Quantization, QuantizationMode};
 
-/// A matrix `[rows, columns]`, dense or quantized along its columns.
+/// A matrix `[rows, columns]`, or several of them, `[..., rows, columns]`, dense or quantized along the
+/// columns.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// One floating-point array.
@@ -27,10 +28,11 @@ pub enum Weight {
 
 impl Weight {
     /// The matrix `weight` at the path of `w`. It is quantized if there are `scales` beside it; shapes
-    /// and the dtype of the scales then say how. Fails unless it has `rows` and `columns`.
-    pub fn load(w: &Weights, rows: i32, columns: i32) -> Result<Self> {
+    /// and the dtype of the scales then say how. Fails unless its shape is `[..., rows, columns]` as
+    /// given.
+    pub fn load(w: &Weights, shape: &[i32]) -> Result<Self> {
         if !w.contains("scales") {
-            let weight = w.get_shaped("weight", &[rows, columns])?;
+            let weight = w.get_shaped("weight", shape)?;
             if !weight.dtype().is_floating() {
                 let what = format!("weight `{}` of dtype {}", w.full("weight"), weight.dtype());
                 return Err(Error::unsupported(what, "a weight without scales must be floating point"));
@@ -38,13 +40,12 @@ impl Weight {
             return Ok(Weight::Dense(weight));
         }
         let (weight, scales, biases) = (w.get("weight")?, w.get("scales")?, w.try_get("biases")?);
-        let how = quantization_of(&weight, &scales, columns)
+        let how = quantization_of(&weight, &scales, shape)
             .filter(|how| how.check("weight").is_ok() && (how.mode == QuantizationMode::Affine) == biases.is_some())
-            .filter(|_| weight.shape()[0] == rows)
             .ok_or_else(|| {
                 let (packed, groups) = (weight.shape(), scales.shape());
                 let message = format!(
-                    "weight `{}`: no quantization of [{rows}, {columns}] has codes {packed:?} {} and scales {groups:?} {}",
+                    "weight `{}`: no quantization of {shape:?} has codes {packed:?} {} and scales {groups:?} {}",
                     w.path(), weight.dtype(), scales.dtype(),
                 );
                 Error::invalid(w.file(), message)
@@ -52,12 +53,38 @@ impl Weight {
         Ok(Weight::Quantized { weight, scales, biases, how })
     }
 
-    /// `x @ self.T`: `[..., columns]` to `[..., rows]`.
+    /// `x @ self.T`: `[..., columns]` to `[..., rows]`. Several matrices broadcast with the axes of `x`
+    /// before its last two.
     pub fn project(&self, x: &Array) -> Result<Array> {
         match self {
-            Weight::Dense(weight) => ops::matmul(x, &ops::swapaxes(weight, 0, 1)?),
+            Weight::Dense(weight) => ops::matmul(x, &ops::swapaxes(weight, -2, -1)?),
             Weight::Quantized { weight, scales, biases, how } => {
                 ops::quantized_matmul(x, weight, scales, biases.as_ref(), true, *how)
+            }
+        }
+    }
+
+    /// `x @ self`: `[..., rows]` to `[..., columns]`, as [`project`](Self::project) otherwise.
+    pub fn project_back(&self, x: &Array) -> Result<Array> {
+        match self {
+            Weight::Dense(weight) => ops::matmul(x, weight),
+            Weight::Quantized { weight, scales, biases, how } => {
+                ops::quantized_matmul(x, weight, scales, biases.as_ref(), false, *how)
+            }
+        }
+    }
+
+    /// `x @ self[i].T` with the matrix that `indices` names: `x` is `[..., m, columns]`, `indices` are
+    /// integers whose shape broadcasts with the `...`; the result is `[..., m, rows]`. `sorted` promises
+    /// that the indices ascend.
+    pub fn gather(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
+        match self {
+            Weight::Dense(weight) => {
+                ops::gather_mm(x, &ops::swapaxes(weight, -2, -1)?, None, Some(indices), sorted)
+            }
+            Weight::Quantized { weight, scales, biases, how } => {
+                let biases = biases.as_ref();
+                ops::gather_qmm(x, weight, scales, biases, None, Some(indices), true, *how, sorted)
             }
         }
     }
@@ -75,16 +102,16 @@ impl Weight {
     }
 }
 
-/// How a matrix of so many columns was quantized. Only the affine mode has floating-point scales, and
-/// each other mode has one pair of bits and group size.
-fn quantization_of(weight: &Array, scales: &Array, columns: i32) -> Option<Quantization> {
-    let ([rows, words], [scale_rows, groups]) = (weight.shape(), scales.shape()) else {
-        return None;
-    };
-    if rows != scale_rows || *groups == 0 || columns == 0 || columns % groups != 0 {
+/// How matrices of this shape were quantized. Only the affine mode has floating-point scales, and each
+/// other mode has one pair of bits and group size.
+fn quantization_of(weight: &Array, scales: &Array, shape: &[i32]) -> Option<Quantization> {
+    let (&columns, rows) = shape.split_last()?;
+    let (&words, packed_rows) = weight.shape().split_last()?;
+    let (&groups, scale_rows) = scales.shape().split_last()?;
+    if packed_rows != rows || scale_rows != rows || groups == 0 || columns <= 0 || columns % groups != 0 {
         return None;
     }
-    let bits = i32::try_from(i64::from(*words) * 32 / i64::from(columns)).ok()?;
+    let bits = i32::try_from(i64::from(words) * 32 / i64::from(columns)).ok()?;
     let group_size = columns / groups;
     let of_mode = |&mode: &QuantizationMode| {
         (mode == QuantizationMode::Affine) == scales.dtype().is_floating()

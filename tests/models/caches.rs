@@ -1,7 +1,7 @@
 //! Caches against attention over the whole sequence.
 
 use mlxport::cache::{Cache, KvCache, LayerCache, Mask, RotatingKvCache};
-use mlxport::fast::scaled_dot_product_attention;
+use mlxport::models::blocks::attend;
 use mlxport::{Array, ops, random};
 use proptest::prelude::*;
 
@@ -48,7 +48,7 @@ fn reference([queries, keys, values]: &[Array; 3], window: i32, keep: i32) -> Ve
 }
 
 /// Attention over `LENGTH` positions that come in pieces.
-fn attend(mut cache: LayerCache, [q, k, v]: &[Array; 3], lengths: &[i32], window: Option<i32>) -> Vec<f32> {
+fn attended(mut cache: LayerCache, [q, k, v]: &[Array; 3], lengths: &[i32], window: Option<i32>) -> Vec<f32> {
     let (mut start, mut parts) = (0, Vec::new());
     for length in lengths.iter().copied().chain([LENGTH]) {
         let stop = (start + length).min(LENGTH);
@@ -57,11 +57,11 @@ fn attend(mut cache: LayerCache, [q, k, v]: &[Array; 3], lengths: &[i32], window
         }
         let mask = cache.mask(stop - start, window).unwrap();
         let [q, k, v] = [q, k, v].map(|x| positions(x, start, stop));
-        let (k, v) = cache.update(&k, &v).unwrap();
-        parts.push(scaled_dot_product_attention(&q, &k, &v, 0.5, &mask, None).unwrap());
+        let seen = cache.update(&k, &v).unwrap();
+        parts.push(attend(&q, &seen, 0.5, &mask, None).unwrap());
         start = stop;
     }
-    assert_eq!(cache.offset(), LENGTH);
+    assert_eq!(cache.position(), LENGTH);
     ops::concatenate(&parts, 2).unwrap().to_vec().unwrap()
 }
 
@@ -78,15 +78,15 @@ proptest! {
         let inputs = inputs();
         let keep = kept % size;
         let window = (size - narrow).max(1);
-        let full = attend(LayerCache::Kv(KvCache::new()), &inputs, &lengths, None);
+        let full = attended(LayerCache::Kv(KvCache::new()), &inputs, &lengths, None);
         prop_assert!(error(&full, &reference(&inputs, LENGTH, 0)) < 1e-5);
-        let windowed = attend(LayerCache::Kv(KvCache::new()), &inputs, &lengths, Some(window));
+        let windowed = attended(LayerCache::Kv(KvCache::new()), &inputs, &lengths, Some(window));
         prop_assert!(error(&windowed, &reference(&inputs, window, 0)) < 1e-5);
         let rotating = LayerCache::Rotating(RotatingKvCache::new(size, 0));
-        let rotating = attend(rotating, &inputs, &lengths, Some(window));
+        let rotating = attended(rotating, &inputs, &lengths, Some(window));
         prop_assert!(error(&rotating, &reference(&inputs, window, 0)) < 1e-5);
         // With kept positions the ring holds fewer of the last ones, and a piece sees some more.
-        let singly = attend(LayerCache::Rotating(RotatingKvCache::new(size, keep)), &inputs, &[1; 40], None);
+        let singly = attended(LayerCache::Rotating(RotatingKvCache::new(size, keep)), &inputs, &[1; 40], None);
         prop_assert!(error(&singly, &reference(&inputs, size - keep, keep)) < 1e-5);
     }
 }

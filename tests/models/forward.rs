@@ -1,6 +1,6 @@
 //! Logits and greedy tokens against transformers and mlx-lm.
 
-use mlxport::cache::Cache;
+use mlxport::cache::{Cache, LayerCache};
 use mlxport::generate::{FinishReason, Options, Tokens};
 use mlxport::models::{check_tokens, probe};
 use mlxport::nn::Module;
@@ -27,7 +27,7 @@ fn whole_sequences_give_the_logits_of_the_source() {
         let fixture = Fixture::load(name);
         for rows in [1, 2] {
             let (ids, expected) = fixture.rows(rows);
-            let mut stateless = Cache::stateless(fixture.model.num_layers());
+            let mut stateless = fixture.model.make_cache().stateless();
             for cache in [&mut stateless, &mut fixture.model.make_cache()] {
                 let logits = fixture.model.forward(&ids, cache).unwrap();
                 let error = error(&logits.to_vec().unwrap(), expected);
@@ -93,7 +93,7 @@ fn prompts_that_the_model_cannot_read_are_refused() {
         assert!(Tokens::new(&*fixture.model, &mut cache, prompt, Options::default()).is_err());
     }
     assert!(check_tokens(&*fixture.model, &[0, 39]).is_ok());
-    let mut other = Cache::stateless(2);
+    let mut other = Cache::new([LayerCache::Stateless, LayerCache::Stateless]);
     assert!(fixture.model.forward(&fixture.ids, &mut other).is_err(), "a cache of another model");
 }
 

@@ -1,5 +1,6 @@
 //! The gated feed-forward layer of most language models.
 
+use super::FeedForward;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -28,9 +29,10 @@ impl Mlp {
             act,
         })
     }
+}
 
-    /// `[..., dims]` to the same shape.
-    pub fn forward(&self, x: &Array) -> Result<Array> {
+impl FeedForward for Mlp {
+    fn forward(&self, x: &Array) -> Result<Array> {
         let gate = self.act.apply(&self.gate_proj.forward(x)?)?;
         self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
     }

@@ -2,16 +2,12 @@
 
 use serde::Deserialize;
 
-use crate::array::Array;
-use crate::cache::{Cache, KvCache, LayerCache, Mask, Masks, RotatingKvCache};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::fast::scaled_dot_product_attention;
-use crate::models::blocks::{LayerType, Mlp, merge_heads, split_heads};
-use crate::models::{Checks, LanguageModel, stage};
+use crate::models::Checks;
+use crate::models::blocks::{Attention, Block, Decoder, LayerType, Mlp, Names};
 use crate::nn::activations::Activation;
-use crate::nn::{Embedding, Linear, RmsNorm, Rope, RopeConfig};
-use crate::parameters;
+use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -79,151 +75,33 @@ pub fn rules(args: &Args) -> Rules {
     }
 }
 
-#[derive(Debug)]
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    rope: Rope,
-    heads: i32,
-    kv_heads: i32,
-    scale: f32,
-}
-
-parameters!(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
-
-impl Attention {
-    fn new(args: &Args, w: &Weights) -> Result<Self> {
-        let (dims, heads, kv_heads) = (args.hidden_size, args.num_attention_heads, args.kv_heads());
-        let head_dim = args.head_dim();
-        Ok(Self {
-            q_proj: w.linear("q_proj", dims, heads * head_dim)?,
-            k_proj: w.linear("k_proj", dims, kv_heads * head_dim)?,
-            v_proj: w.linear("v_proj", dims, kv_heads * head_dim)?,
-            o_proj: w.linear("o_proj", heads * head_dim, dims)?,
-            q_norm: w.rms_norm("q_norm", head_dim, args.rms_norm_eps)?,
-            k_norm: w.rms_norm("k_norm", head_dim, args.rms_norm_eps)?,
-            rope: Rope::new(head_dim, &args.rope, 10_000.0)?,
-            heads,
-            kv_heads,
-            scale: (head_dim as f32).powf(-0.5),
-        })
-    }
-
-    fn forward(&self, x: &Array, mask: &Mask, cache: &mut LayerCache) -> Result<Array> {
-        let queries = split_heads(&self.q_proj.forward(x)?, self.heads)?;
-        let keys = split_heads(&self.k_proj.forward(x)?, self.kv_heads)?;
-        let values = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
-        let queries = self.rope.forward(&self.q_norm.forward(&queries)?, cache.offset())?;
-        let keys = self.rope.forward(&self.k_norm.forward(&keys)?, cache.offset())?;
-        let (keys, values) = cache.update(&keys, &values)?;
-        let out = scaled_dot_product_attention(&queries, &keys, &values, self.scale, mask, None)?;
-        self.o_proj.forward(&merge_heads(&out)?)
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    self_attn: Attention,
-    mlp: Mlp,
-    input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
-    window: Option<i32>,
-}
-
-parameters!(Block { self_attn, mlp, input_layernorm, post_attention_layernorm });
-
-impl Block {
-    fn new(args: &Args, layer: usize, w: &Weights) -> Result<Self> {
-        let norm = |name| w.rms_norm(name, args.hidden_size, args.rms_norm_eps);
-        Ok(Self {
-            self_attn: Attention::new(args, &w.pp("self_attn"))?,
-            mlp: Mlp::new(&w.pp("mlp"), args.hidden_size, args.intermediate_size, args.hidden_act)?,
-            input_layernorm: norm("input_layernorm")?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            window: args.window(layer),
-        })
-    }
-
-    fn forward(&self, x: &Array, mask: &Mask, cache: &mut LayerCache) -> Result<Array> {
-        let normed = self.input_layernorm.forward(x)?;
-        let h = (x + stage("self_attn", || self.self_attn.forward(&normed, mask, cache))?)?;
-        let normed = self.post_attention_layernorm.forward(&h)?;
-        h + stage("mlp", || self.mlp.forward(&normed))?
-    }
-}
-
 /// The model.
-#[derive(Debug)]
-pub struct Model {
-    embed_tokens: Embedding,
-    layers: Vec<Block>,
-    norm: RmsNorm,
-    /// `None` if tied to the embeddings.
-    lm_head: Option<Linear>,
-    vocab_size: i32,
+pub type Model = Decoder<Block<Attention, Mlp>>;
+
+/// Reads the weights that `args` call for.
+pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    args.check()?;
+    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
+    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+    let layers = args.num_hidden_layers;
+    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], args.tie_word_embeddings, norm, layers, |i, w| {
+        Ok(Block {
+            self_attn: attention(args, i, &w.pp("self_attn"))?,
+            mlp: Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
+            input_layernorm: w.rms_norm("input_layernorm", dims, eps)?.into(),
+            post_attention_layernorm: w.rms_norm("post_attention_layernorm", dims, eps)?.into(),
+        })
+    })
 }
 
-parameters!(Model {
-    embed_tokens: "model.embed_tokens",
-    layers: "model.layers",
-    norm: "model.norm",
-    lm_head,
-});
-
-impl Model {
-    /// Reads the weights that `args` call for.
-    pub fn new(args: &Args, w: &Weights) -> Result<Self> {
-        args.check()?;
-        let (dims, vocab_size) = (args.hidden_size, args.vocab_size);
-        let tied = args.tie_word_embeddings.unwrap_or(!w.contains("lm_head.weight"));
-        let model = w.pp("model");
-        let layer = |i| Block::new(args, i, &model.pp("layers").pp(i));
-        Ok(Self {
-            embed_tokens: model.embedding("embed_tokens", vocab_size, dims)?,
-            layers: (0..args.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            norm: model.rms_norm("norm", dims, args.rms_norm_eps)?,
-            lm_head: if tied { None } else { Some(w.linear("lm_head", dims, vocab_size)?) },
-            vocab_size,
-        })
-    }
-}
-
-impl LanguageModel for Model {
-    fn embed(&self, tokens: &Array) -> Result<Array> {
-        stage("embeddings", || self.embed_tokens.forward(tokens))
-    }
-
-    fn forward_embeddings(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array> {
-        let mut h = embeddings.clone();
-        let mut masks = Masks::new(h.dim(1)?);
-        let caches = cache.layers_mut(self.layers.len())?;
-        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            let mask = masks.of(cache, layer.window)?;
-            h = stage(format_args!("layers.{i}"), || layer.forward(&h, &mask, cache))?;
-        }
-        let h = stage("norm", || self.norm.forward(&h))?;
-        stage("logits", || match &self.lm_head {
-            Some(head) => head.forward(&h),
-            None => self.embed_tokens.as_linear(&h),
-        })
-    }
-
-    fn make_cache(&self) -> Cache {
-        Cache::new(self.layers.iter().map(|layer| match layer.window {
-            Some(window) => LayerCache::Rotating(RotatingKvCache::new(window, 0)),
-            None => LayerCache::Kv(KvCache::new()),
-        }))
-    }
-
-    fn num_layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn vocab_size(&self) -> i32 {
-        self.vocab_size
-    }
+fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
+    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
+    let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
+    Ok(Attention {
+        q_norm: norm("q_norm")?,
+        k_norm: norm("k_norm")?,
+        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
+        window: args.window(layer),
+        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+    })
 }
