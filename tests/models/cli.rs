@@ -148,7 +148,7 @@ fn a_bad_checkpoint_is_one_clear_error() {
     let message_of = |tmp: tempfile::TempDir| {
         fail(&["generate", "--model", text(tmp.path()), "--prompt-ids", "1,2", "--max-tokens", "2"], 1)
     };
-    let wrong: [(&'static str, Value, &str); 14] = [
+    let wrong: [(&'static str, Value, &str); 15] = [
         ("num_attention_heads", 0.into(), "num_attention_heads"),
         ("num_attention_heads", 3.into(), "heads"),
         ("num_key_value_heads", (-2).into(), "num_key_value_heads"),
@@ -156,7 +156,8 @@ fn a_bad_checkpoint_is_one_clear_error() {
         ("num_hidden_layers", 0.into(), "does not use"),
         ("num_hidden_layers", (-1).into(), "num_hidden_layers"),
         ("hidden_size", 64.into(), "[40, 64]"),
-        ("head_dim", 7.into(), "q_proj"),
+        ("head_dim", 6.into(), "q_proj"),
+        ("head_dim", 7.into(), "7 dimensions"),
         ("head_dim", i32::MAX.into(), "head_dim"),
         ("vocab_size", 41.into(), "embed_tokens"),
         ("rms_norm_eps", "NaN".into(), "rms_norm_eps"),
