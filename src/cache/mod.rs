@@ -212,6 +212,11 @@ impl Cache {
         self.layers.iter().map(LayerCache::position).max().unwrap_or(0)
     }
 
+    /// The position that the next token of each sequence has.
+    pub fn offsets(&self) -> Offset {
+        self.layers.first().map_or(Offset::All(0), LayerCache::offset)
+    }
+
     /// The layers, for a model that has `count` of them. Fails if there are not as many.
     pub fn layers_mut(&mut self, count: usize) -> Result<&mut [LayerCache]> {
         if self.layers.len() != count {

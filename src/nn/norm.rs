@@ -51,6 +51,11 @@ pub enum Norm {
     Rms(RmsNorm),
     /// [`LayerNorm`].
     Layer(LayerNorm),
+    /// Root-mean-square normalisation without a weight.
+    Plain {
+        /// Added to the mean square.
+        eps: f32,
+    },
 }
 
 impl Norm {
@@ -59,6 +64,7 @@ impl Norm {
         match self {
             Norm::Rms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
+            Norm::Plain { eps } => fast::rms_norm(x, None, *eps),
         }
     }
 }
@@ -80,12 +86,14 @@ impl Module for Norm {
         match self {
             Norm::Rms(norm) => norm.visit(path, f),
             Norm::Layer(norm) => norm.visit(path, f),
+            Norm::Plain { .. } => {}
         }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         match self {
             Norm::Rms(norm) => norm.visit_mut(path, f),
             Norm::Layer(norm) => norm.visit_mut(path, f),
+            Norm::Plain { .. } => {}
         }
     }
 }

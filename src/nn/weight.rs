@@ -53,6 +53,12 @@ impl Weight {
         Ok(Weight::Quantized { weight, scales, biases, how })
     }
 
+    /// Its rows; of each matrix, if there are several.
+    pub fn rows_count(&self) -> i32 {
+        let (Weight::Dense(weight) | Weight::Quantized { weight, .. }) = self;
+        weight.shape().iter().rev().nth(1).copied().unwrap_or(0)
+    }
+
     /// `x @ self.T`: `[..., columns]` to `[..., rows]`. Several matrices broadcast with the axes of `x`
     /// before its last two.
     pub fn project(&self, x: &Array) -> Result<Array> {

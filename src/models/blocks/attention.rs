@@ -7,8 +7,8 @@ use crate::array::{Array, Dtype};
 use crate::cache::{KeysValues, LayerCache, Mask, Masks};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Norm, Rope};
-use crate::{fast, ops, parameters};
+use crate::nn::{Linear, Module, Norm, Rope, join};
+use crate::{fast, ops};
 
 /// What the layers of a config's `layer_types` attend to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -20,81 +20,210 @@ pub enum LayerType {
     SlidingAttention,
 }
 
-/// Attention with as many key and value heads as divide the heads (Ainslie et al., "GQA", 2023), with
-/// norms of the queries and keys where the checkpoint has them, and rotary positions.
+/// Where a checkpoint has the parts of an [`Attention`].
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionNames {
+    /// Projection to the queries, or to queries, keys and values at once.
+    pub q: &'static str,
+    /// To the keys.
+    pub k: &'static str,
+    /// To the values.
+    pub v: &'static str,
+    /// From the heads.
+    pub o: &'static str,
+    /// Norm of the queries.
+    pub q_norm: &'static str,
+    /// Norm of the keys.
+    pub k_norm: &'static str,
+}
+
+impl AttentionNames {
+    /// Those of Llama and most others.
+    pub const LLAMA: Self =
+        Self { q: "q_proj", k: "k_proj", v: "v_proj", o: "o_proj", q_norm: "q_norm", k_norm: "k_norm" };
+
+    /// One projection `qkv` to queries, keys and values, and `o` from the heads.
+    pub const fn fused(qkv: &'static str, o: &'static str) -> Self {
+        Self { q: qkv, o, ..Self::LLAMA }
+    }
+}
+
+/// The projections to queries, keys and values.
+#[derive(Debug)]
+pub enum Qkv {
+    /// One for each.
+    Separate([Linear; 3]),
+    /// One for all: all queries, then all keys, then all values.
+    Joined(Linear),
+    /// One for all: for each key head its queries, its key and its value.
+    Grouped(Linear),
+}
+
+/// Attention with as many key and value heads as divide the heads (Ainslie et al., "GQA: Training
+/// Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023), with norms of the
+/// queries and keys of each head, and rotary positions.
 #[derive(Debug)]
 pub struct Attention {
-    /// To the queries.
-    pub q_proj: Linear,
-    /// To the keys.
-    pub k_proj: Linear,
-    /// To the values.
-    pub v_proj: Linear,
+    /// Where the checkpoint has the parts.
+    pub names: AttentionNames,
+    /// To queries, keys and values.
+    pub qkv: Qkv,
     /// From the heads.
     pub o_proj: Linear,
-    /// Of the queries of each head, before they turn.
+    /// Of the queries of each head.
     pub q_norm: Option<Norm>,
-    /// Of the keys of each head, before they turn.
+    /// Of the keys of each head.
     pub k_norm: Option<Norm>,
-    /// `None` for a layer without positions.
+    /// Whether the norms come after the positions.
+    pub norms_after_rope: bool,
+    /// `None` for a layer without rotary positions.
     pub rope: Option<Rope>,
     /// Query heads.
     pub heads: i32,
     /// Key and value heads.
     pub kv_heads: i32,
+    /// Features of a head.
+    pub head_dim: i32,
     /// Of the scores: by default `head_dim^-1/2`.
     pub scale: f32,
     /// How many positions a query sees; `None` for all.
     pub window: Option<i32>,
 }
 
-parameters!(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
-
 impl Attention {
     /// Reads the projections, from `dims` features to the heads and back. Norms, positions and a window
     /// are the caller's to add.
     pub fn new(w: &Weights, dims: i32, heads: i32, kv_heads: i32, head_dim: i32) -> Result<Self> {
+        Self::named(w, AttentionNames::LLAMA, dims, [heads, kv_heads, head_dim])
+    }
+
+    /// As [`new`](Self::new), for a checkpoint with other names.
+    pub fn named(w: &Weights, names: AttentionNames, dims: i32, sizes: [i32; 3]) -> Result<Self> {
+        let [heads, kv_heads, head_dim] = sizes;
+        let qkv = Qkv::Separate([
+            w.linear(names.q, dims, heads * head_dim)?,
+            w.linear(names.k, dims, kv_heads * head_dim)?,
+            w.linear(names.v, dims, kv_heads * head_dim)?,
+        ]);
+        Self::with(w, names, qkv, dims, sizes)
+    }
+
+    /// As [`named`](Self::named), for queries, keys and values from one projection, which `qkv` says how
+    /// to take apart: [`Qkv::Joined`] or [`Qkv::Grouped`].
+    pub fn fused(
+        w: &Weights,
+        names: AttentionNames,
+        qkv: fn(Linear) -> Qkv,
+        dims: i32,
+        sizes: [i32; 3],
+    ) -> Result<Self> {
+        let [heads, kv_heads, head_dim] = sizes;
+        let qkv = qkv(w.linear(names.q, dims, (heads + 2 * kv_heads) * head_dim)?);
+        Self::with(w, names, qkv, dims, sizes)
+    }
+
+    fn with(w: &Weights, names: AttentionNames, qkv: Qkv, dims: i32, sizes: [i32; 3]) -> Result<Self> {
+        let [heads, kv_heads, head_dim] = sizes;
         Ok(Self {
-            q_proj: w.linear("q_proj", dims, heads * head_dim)?,
-            k_proj: w.linear("k_proj", dims, kv_heads * head_dim)?,
-            v_proj: w.linear("v_proj", dims, kv_heads * head_dim)?,
-            o_proj: w.linear("o_proj", heads * head_dim, dims)?,
+            names,
+            qkv,
+            o_proj: w.linear(names.o, heads * head_dim, dims)?,
             q_norm: None,
             k_norm: None,
+            norms_after_rope: false,
             rope: None,
             heads,
             kv_heads,
+            head_dim,
             scale: (head_dim as f32).powf(-0.5),
             window: None,
         })
     }
 
-    fn heads(
-        &self,
-        x: &Array,
-        proj: &Linear,
-        norm: Option<&Norm>,
-        heads: i32,
-        cache: &LayerCache,
-    ) -> Result<Array> {
-        let x = split_heads(&proj.forward(x)?, heads)?;
-        let x = norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))?;
-        self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward(&x, &cache.offset()))
+    /// Queries, keys and values, `[batch, heads, length, head_dim]`, with neither norms nor positions.
+    pub fn project(&self, x: &Array) -> Result<[Array; 3]> {
+        let (heads, kv_heads) = (self.heads, self.kv_heads);
+        match &self.qkv {
+            Qkv::Separate([q, k, v]) => Ok([
+                split_heads(&q.forward(x)?, heads)?,
+                split_heads(&k.forward(x)?, kv_heads)?,
+                split_heads(&v.forward(x)?, kv_heads)?,
+            ]),
+            Qkv::Joined(qkv) => {
+                let all = split_heads(&qkv.forward(x)?, heads + 2 * kv_heads)?;
+                three(ops::split(&all, [heads, heads + kv_heads], 1)?)
+            }
+            Qkv::Grouped(qkv) => {
+                let groups = heads / kv_heads;
+                let all = split_heads(&qkv.forward(x)?, heads + 2 * kv_heads)?;
+                let all = ops::unflatten(&all, 1, &[kv_heads, groups + 2])?;
+                let parts = ops::split(&all, [groups, groups + 1], 2)?;
+                three(parts.iter().map(|part| ops::flatten(part, 1, 2)).collect::<Result<_>>()?)
+            }
+        }
     }
+
+    /// Queries or keys of a cache's next tokens, with their norm and their positions.
+    fn place(&self, x: Array, norm: Option<&Norm>, cache: &LayerCache) -> Result<Array> {
+        let turn =
+            |x: Array| self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward(&x, &cache.offset()));
+        let norm = |x: Array| norm.map_or(Ok(x.clone()), |norm| norm.forward(&x));
+        if self.norms_after_rope { norm(turn(x)?) } else { turn(norm(x)?) }
+    }
+
+    /// The heads' outputs, `[batch, length, heads * head_dim]`, before the last projection.
+    pub fn heads_of(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        let mask = masks.of(cache, self.window)?;
+        let [queries, keys, values] = self.project(x)?;
+        let queries = self.place(queries, self.q_norm.as_ref(), cache)?;
+        let keys = self.place(keys, self.k_norm.as_ref(), cache)?;
+        let seen = cache.update(&keys, &values)?;
+        merge_heads(&attend(&queries, &seen, self.scale, &mask, None)?)
+    }
+}
+
+fn three(parts: Vec<Array>) -> Result<[Array; 3]> {
+    <[Array; 3]>::try_from(parts).map_err(|_| Error::argument("split", "not three parts"))
 }
 
 impl Mixer for Attention {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
-        let mask = masks.of(cache, self.window)?;
-        let queries = self.heads(x, &self.q_proj, self.q_norm.as_ref(), self.heads, cache)?;
-        let keys = self.heads(x, &self.k_proj, self.k_norm.as_ref(), self.kv_heads, cache)?;
-        let values = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
-        let seen = cache.update(&keys, &values)?;
-        self.o_proj.forward(&merge_heads(&attend(&queries, &seen, self.scale, &mask, None)?)?)
+        self.o_proj.forward(&self.heads_of(x, masks, cache)?)
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
         Some(LayerCache::window(self.window))
+    }
+}
+
+impl Module for Attention {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
+        let names = &self.names;
+        match &self.qkv {
+            Qkv::Separate([q, k, v]) => {
+                q.visit(&join(path, names.q), f);
+                k.visit(&join(path, names.k), f);
+                v.visit(&join(path, names.v), f);
+            }
+            Qkv::Joined(qkv) | Qkv::Grouped(qkv) => qkv.visit(&join(path, names.q), f),
+        }
+        self.o_proj.visit(&join(path, names.o), f);
+        self.q_norm.visit(&join(path, names.q_norm), f);
+        self.k_norm.visit(&join(path, names.k_norm), f);
+    }
+    fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
+        let names = self.names;
+        match &mut self.qkv {
+            Qkv::Separate([q, k, v]) => {
+                q.visit_mut(&join(path, names.q), f);
+                k.visit_mut(&join(path, names.k), f);
+                v.visit_mut(&join(path, names.v), f);
+            }
+            Qkv::Joined(qkv) | Qkv::Grouped(qkv) => qkv.visit_mut(&join(path, names.q), f),
+        }
+        self.o_proj.visit_mut(&join(path, names.o), f);
+        self.q_norm.visit_mut(&join(path, names.q_norm), f);
+        self.k_norm.visit_mut(&join(path, names.k_norm), f);
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::array::Array;
 use crate::cache::{Cache, LayerCache, Masks};
 use crate::checkpoint::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{LanguageModel, stage};
 use crate::nn::{Embedding, Linear, Module, Norm, join};
 use crate::parameters;
@@ -32,31 +32,115 @@ pub trait DecoderLayer: Module + std::fmt::Debug {
     fn make_cache(&self) -> Option<LayerCache>;
 }
 
-/// The layer of Llama and many others: `h = x + mix(norm(x))`, then `h + feed_forward(norm(h))`.
+/// Where a checkpoint has the parts of a [`Block`].
+#[derive(Debug, Clone, Copy)]
+pub struct BlockNames {
+    /// What mixes positions.
+    pub mixer: &'static str,
+    /// The feed-forward layer.
+    pub mlp: &'static str,
+    /// The norm before the mixer.
+    pub norm1: &'static str,
+    /// The norm before the feed-forward layer.
+    pub norm2: &'static str,
+}
+
+impl BlockNames {
+    /// Those of Llama and most others.
+    pub const LLAMA: Self =
+        Self { mixer: "self_attn", mlp: "mlp", norm1: "input_layernorm", norm2: "post_attention_layernorm" };
+}
+
+/// A layer of two branches, each behind a norm.
 #[derive(Debug)]
 pub struct Block<A, F> {
+    /// Where the checkpoint has the parts.
+    pub names: BlockNames,
     /// Mixes positions.
-    pub self_attn: A,
+    pub mixer: A,
     /// Works on each alone.
     pub mlp: F,
     /// Before the mixer.
-    pub input_layernorm: Norm,
-    /// Before the feed-forward layer.
-    pub post_attention_layernorm: Norm,
+    pub norm1: Norm,
+    /// Before the feed-forward layer; `None` for one that gets what the mixer gets.
+    pub norm2: Option<Norm>,
+    /// How the branches go together.
+    pub order: Order,
+    /// Factor of what each branch adds.
+    pub residual_scale: Option<f32>,
 }
 
-parameters!(<A: Mixer, F: FeedForward> Block<A, F> { self_attn, mlp, input_layernorm, post_attention_layernorm });
+/// How the branches of a [`Block`] go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `h = x + mixer(norm1(x))`, then `h + mlp(norm2(h))`: Llama and most others.
+    Sequential,
+    /// `x + mixer(norm1(x)) + mlp(norm2(x))`: GPT-J, GPT-NeoX, Phi.
+    Parallel,
+}
+
+impl<A: Mixer, F: FeedForward> Block<A, F> {
+    /// One branch after the other, under Llama's names.
+    pub fn new(mixer: A, mlp: F, norm1: impl Into<Norm>, norm2: impl Into<Norm>) -> Self {
+        Self {
+            names: BlockNames::LLAMA,
+            mixer,
+            mlp,
+            norm1: norm1.into(),
+            norm2: Some(norm2.into()),
+            order: Order::Sequential,
+            residual_scale: None,
+        }
+    }
+
+    fn branch(&self, x: Array) -> Result<Array> {
+        self.residual_scale.map_or(Ok(x.clone()), |scale| &x * scale)
+    }
+}
 
 impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
-        let normed = self.input_layernorm.forward(x)?;
-        let h = (x + stage("self_attn", || self.self_attn.forward(&normed, masks, cache))?)?;
-        let normed = self.post_attention_layernorm.forward(&h)?;
-        h + stage("mlp", || self.mlp.forward(&normed))?
+        let normed = self.norm1.forward(x)?;
+        let mixed = stage(self.names.mixer, || self.mixer.forward(&normed, masks, cache))?;
+        let h = (x + self.branch(mixed)?)?;
+        let of = if self.order == Order::Sequential { &h } else { x };
+        let normed = self.norm2.as_ref().map_or(Ok(normed), |norm| norm.forward(of))?;
+        let fed = stage(self.names.mlp, || self.mlp.forward(&normed))?;
+        h + self.branch(fed)?
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
-        self.self_attn.make_cache()
+        self.mixer.make_cache()
+    }
+}
+
+impl<A: Mixer, F: FeedForward> Module for Block<A, F> {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
+        self.mixer.visit(&join(path, self.names.mixer), f);
+        self.mlp.visit(&join(path, self.names.mlp), f);
+        self.norm1.visit(&join(path, self.names.norm1), f);
+        self.norm2.visit(&join(path, self.names.norm2), f);
+    }
+    fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
+        self.mixer.visit_mut(&join(path, self.names.mixer), f);
+        self.mlp.visit_mut(&join(path, self.names.mlp), f);
+        self.norm1.visit_mut(&join(path, self.names.norm1), f);
+        self.norm2.visit_mut(&join(path, self.names.norm2), f);
+    }
+}
+
+impl<M: Mixer + ?Sized> Mixer for Box<M> {
+    fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        (**self).forward(x, masks, cache)
+    }
+    fn make_cache(&self) -> Option<LayerCache> {
+        (**self).make_cache()
+    }
+}
+
+impl<F: FeedForward + ?Sized> FeedForward for Box<F> {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        (**self).forward(x)
     }
 }
 
@@ -82,20 +166,26 @@ impl Names {
 /// A language model whose layers come one after the other.
 #[derive(Debug)]
 pub struct Decoder<L> {
-    names: Names,
+    /// Where the checkpoint has the parts.
+    pub names: Names,
     /// Of the tokens.
     pub embed_tokens: Embedding,
     /// One after the other.
     pub layers: Vec<L>,
-    /// After the last layer; some models have none.
-    pub norm: Option<Norm>,
+    /// After the last layer.
+    pub norm: Norm,
     /// `None` if tied to the embeddings.
     pub lm_head: Option<Linear>,
+    /// Learned positions, `[positions, dims]`, added to the embeddings, and where the checkpoint has them.
+    pub positions: Option<(&'static str, Embedding)>,
     /// Factor of the embeddings.
     pub embed_scale: Option<f32>,
+    /// Of the embeddings.
+    pub embed_norm: Option<Norm>,
     /// What becomes of the logits of the head.
     pub logits: LogitsScale,
-    vocab_size: i32,
+    /// Token ids that the model knows.
+    pub vocab_size: i32,
 }
 
 /// What becomes of the logits of a head.
@@ -129,17 +219,30 @@ impl<L: DecoderLayer> Decoder<L> {
             names,
             embed_tokens: w.embedding(names.embed, vocab_size, dims)?,
             layers: (0..count).map(|i| layer(i, &layers.pp(i))).collect::<Result<_>>()?,
-            norm: Some(norm(names.norm)?),
+            norm: norm(names.norm)?,
             lm_head: if tied { None } else { Some(w.linear(names.head, dims, vocab_size)?) },
+            positions: None,
             embed_scale: None,
+            embed_norm: None,
             logits: LogitsScale::default(),
             vocab_size,
         })
     }
 
+    /// The embeddings with the learned positions of a cache's next tokens, where the model has them.
+    fn placed(&self, embeddings: &Array, cache: &Cache) -> Result<Array> {
+        let Some((_, positions)) = &self.positions else { return Ok(embeddings.clone()) };
+        let (length, count) = (embeddings.dim(1)?, positions.weight.rows_count());
+        if cache.offset().saturating_add(length) > count {
+            let message = format!("{} tokens: the model has {count} positions", cache.offset() + length);
+            return Err(Error::argument("forward", message));
+        }
+        embeddings + positions.forward(&cache.offsets().positions(length)?)?
+    }
+
     /// What comes out of the last layer and its norm.
     pub fn hidden(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array> {
-        let mut h = embeddings.clone();
+        let mut h = self.placed(embeddings, cache)?;
         let mut masks = Masks::new(h.dim(1)?);
         let memories = self.layers.iter().filter(|layer| layer.make_cache().is_some()).count();
         let mut caches = cache.layers_mut(memories)?.iter_mut();
@@ -148,22 +251,25 @@ impl<L: DecoderLayer> Decoder<L> {
             let cache = layer.make_cache().and_then(|_| caches.next()).unwrap_or(&mut none);
             h = stage(format_args!("layers.{i}"), || layer.forward(&h, &mut masks, cache))?;
         }
-        match &self.norm {
-            Some(norm) => stage("norm", || norm.forward(&h)),
-            None => Ok(h),
-        }
+        stage("norm", || self.norm.forward(&h))
     }
 }
 
 impl<L: DecoderLayer> Module for Decoder<L> {
     fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
         self.embed_tokens.visit(&join(path, self.names.embed), f);
+        if let Some((name, positions)) = &self.positions {
+            positions.visit(&join(path, name), f);
+        }
         self.layers.visit(&join(path, self.names.layers), f);
         self.norm.visit(&join(path, self.names.norm), f);
         self.lm_head.visit(&join(path, self.names.head), f);
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         self.embed_tokens.visit_mut(&join(path, self.names.embed), f);
+        if let Some((name, positions)) = &mut self.positions {
+            positions.visit_mut(&join(path, name), f);
+        }
         self.layers.visit_mut(&join(path, self.names.layers), f);
         self.norm.visit_mut(&join(path, self.names.norm), f);
         self.lm_head.visit_mut(&join(path, self.names.head), f);
@@ -173,8 +279,11 @@ impl<L: DecoderLayer> Module for Decoder<L> {
 impl<L: DecoderLayer> LanguageModel for Decoder<L> {
     fn embed(&self, tokens: &Array) -> Result<Array> {
         stage("embeddings", || {
-            let x = self.embed_tokens.forward(tokens)?;
-            self.embed_scale.map_or(Ok(x.clone()), |scale| &x * scale)
+            let mut x = self.embed_tokens.forward(tokens)?;
+            if let Some(scale) = self.embed_scale {
+                x = (x * scale)?;
+            }
+            self.embed_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
         })
     }
 

@@ -5,7 +5,11 @@ mod decoder;
 mod mlp;
 mod switch;
 
-pub use attention::{Attention, LayerType, attend, attend_adjusted, merge_heads, soft_cap, split_heads};
-pub use decoder::{Block, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, TextPart};
-pub use mlp::Mlp;
+pub use attention::{
+    Attention, AttentionNames, LayerType, Qkv, attend, attend_adjusted, merge_heads, soft_cap, split_heads,
+};
+pub use decoder::{
+    Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
+};
+pub use mlp::{Mlp, PlainMlp};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};

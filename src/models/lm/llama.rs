@@ -83,12 +83,12 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
     let layers = args.num_hidden_layers;
     Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], args.tie_word_embeddings, norm, layers, |i, w| {
-        Ok(Block {
-            self_attn: attention(args, i, &w.pp("self_attn"))?,
-            mlp: Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-            input_layernorm: w.rms_norm("input_layernorm", dims, eps)?.into(),
-            post_attention_layernorm: w.rms_norm("post_attention_layernorm", dims, eps)?.into(),
-        })
+        Ok(Block::new(
+            attention(args, i, &w.pp("self_attn"))?,
+            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
+            w.rms_norm("input_layernorm", dims, eps)?,
+            w.rms_norm("post_attention_layernorm", dims, eps)?,
+        ))
     })
 }
 
