@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             min_p: args.min_p,
             top_k: args.top_k,
             seed: args.seed,
+            ..Sampling::default()
         },
         stop: if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model)? },
         ..Options::default()

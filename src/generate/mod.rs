@@ -19,16 +19,22 @@
 //!
 //! [`Tokens`] alone needs no tokenizer; [`Text`] comes with the feature `text`.
 
+mod constraint;
+mod penalty;
 mod sample;
+mod speculate;
 mod speed;
 mod stop;
 #[cfg(feature = "text")]
 mod text;
 mod tokens;
 
+pub use constraint::{Allowed, Constraint};
+pub use penalty::{Penalizer, Penalties};
 pub use sample::{Sampler, Sampling};
+pub use speculate::Draft;
 pub use speed::{Speed, SpeedSettings, Spread, speed};
 pub use stop::stop_tokens;
 #[cfg(feature = "text")]
 pub use text::{Response, Text};
-pub use tokens::{FinishReason, Options, Stats, Token, Tokens};
+pub use tokens::{Cancel, FinishReason, Options, Stats, Token, Tokens};

@@ -1,12 +1,16 @@
 //! The decode loop.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Sampler, Sampling};
-use crate::array::Array;
-use crate::cache::Cache;
+use super::constraint::{Allowed, Constraint};
+use super::{Draft, Penalizer, Penalties, Sampler, Sampling};
+use crate::array::{Array, Dtype};
+use crate::cache::{Cache, LayerCache};
 use crate::error::{Error, Result};
 use crate::models::{LanguageModel, check_tokens};
 use crate::{memory, ops, transforms};
@@ -18,6 +22,8 @@ pub struct Options {
     pub max_tokens: usize,
     /// How they are chosen.
     pub sampling: Sampling,
+    /// What is changed in their logits before.
+    pub penalties: Penalties,
     /// Tokens that end the generation; they are returned too.
     pub stop: Vec<i32>,
     /// Tokens of the prompt that go through the model at a time.
@@ -26,7 +32,29 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: Sampling::default(), stop: Vec::new(), prefill_step: 512 }
+        Self {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            penalties: Penalties::default(),
+            stop: Vec::new(),
+            prefill_step: 512,
+        }
+    }
+}
+
+/// Ends a generation from outside: clones share it, also with other threads.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Ends the generations that watch it: after the token, or the piece of the prompt, at work.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -34,21 +62,40 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// A token that ends it.
+    /// A token or a text that ends it, or a constraint that lets nothing follow.
     Stop,
     /// As many tokens as were asked for.
     Length,
 }
 
 /// One token.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Token {
     /// Its id.
     pub id: i32,
-    /// The logarithm of its probability, before anything was cut off and at temperature 1.
+    /// The logarithm of its probability, after penalties and constraints, before anything was cut off
+    /// and at temperature 1.
     pub logprob: f32,
+    /// Those of all tokens, `[vocab_size]`. It stays on the device until it is read.
+    pub logprobs: Array,
+    /// Whether it was guessed before the model was asked.
+    pub from_draft: bool,
     /// Set on the last token.
     pub finish_reason: Option<FinishReason>,
+}
+
+impl Token {
+    /// The `count` likeliest tokens with their log probabilities, likeliest first.
+    pub fn top(&self, count: usize) -> Result<Vec<(i32, f32)>> {
+        let count = i32::try_from(count).unwrap_or(i32::MAX).min(self.logprobs.dim(0)?);
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let order = ops::argsort(&(-&self.logprobs)?, 0)?;
+        let ids = ops::astype(&ops::slice(&order, &[0], &[count], &[1])?, Dtype::Int32)?;
+        let logprobs = ops::astype(&ops::take(&self.logprobs, &ids, 0)?, Dtype::Float32)?;
+        Ok(ids.to_vec()?.into_iter().zip(logprobs.to_vec()?).collect())
+    }
 }
 
 /// Counts and times.
@@ -62,6 +109,10 @@ pub struct Stats {
     pub generated_tokens: usize,
     /// From the first token to the last.
     pub generation_time: Duration,
+    /// Tokens that were guessed.
+    pub draft_tokens: usize,
+    /// Those of them that the model chose too.
+    pub accepted_tokens: usize,
     /// The most memory that was active at once, in bytes.
     pub peak_memory: usize,
 }
@@ -76,6 +127,11 @@ impl Stats {
     pub fn generation_tps(&self) -> f64 {
         per_second(self.generated_tokens.saturating_sub(1), self.generation_time)
     }
+
+    /// How much of what was guessed was right, from 0 to 1.
+    pub fn acceptance(&self) -> f64 {
+        self.accepted_tokens as f64 / self.draft_tokens.max(1) as f64
+    }
 }
 
 fn per_second(count: usize, time: Duration) -> f64 {
@@ -84,19 +140,90 @@ fn per_second(count: usize, time: Duration) -> f64 {
 
 type Progress<'a> = Box<dyn FnMut(usize, usize) -> Result<()> + 'a>;
 
+/// What chooses tokens: its clones choose the same.
+#[derive(Debug, Clone)]
+pub(super) struct Chooser {
+    pub(super) penalizer: Penalizer,
+    pub(super) sampler: Sampler,
+}
+
+/// A token that was chosen, perhaps not computed yet.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// `[1]`.
+    pub(super) token: Array,
+    /// `[1, 1]`.
+    pub(super) logprob: Array,
+    /// `[1, vocab_size]`.
+    pub(super) logprobs: Array,
+}
+
+impl Chooser {
+    pub(super) fn new(options: &Options, model: &dyn LanguageModel) -> Result<Self> {
+        let penalizer = Penalizer::new(options.penalties.clone(), model.vocab_size())?;
+        Ok(Self { penalizer, sampler: Sampler::new(options.sampling.clone())? })
+    }
+
+    /// The token after the text so far, by its `logits`, `[1, vocab_size]`.
+    pub(super) fn choose(&mut self, logits: &Array, allowed: Option<&Array>) -> Result<Choice> {
+        let mut logits = self.penalizer.apply(logits)?;
+        if let Some(allowed) = allowed {
+            logits = ops::where_(allowed, &logits, f32::NEG_INFINITY)?;
+        }
+        let logprobs = (&logits - ops::logsumexp(&logits, -1, true)?)?;
+        let token = self.sampler.sample(&logprobs)?;
+        let logprob = ops::take_along_axis(&logprobs, &ops::expand_dims(&token, 1)?, -1)?;
+        Ok(Choice { token, logprob, logprobs })
+    }
+}
+
+impl Choice {
+    pub(super) fn start(&self) -> Result<()> {
+        transforms::async_eval([&self.token, &self.logprob, &self.logprobs])
+    }
+
+    /// Waits for it.
+    pub(super) fn token(&self, from_draft: bool) -> Result<Token> {
+        Ok(Token {
+            id: ops::astype(&self.token, Dtype::Int32)?.item::<i32>()?,
+            logprob: ops::astype(&self.logprob, Dtype::Float32)?.item::<f32>()?,
+            logprobs: ops::squeeze(&self.logprobs, 0)?,
+            from_draft,
+            finish_reason: None,
+        })
+    }
+}
+
+/// What the next token comes from.
+enum Next {
+    /// Nothing yet.
+    Prompt,
+    /// A token that is being computed.
+    Choice(Choice),
+    /// Logits `[1, vocab_size]`, which wait for a constraint.
+    Logits(Array),
+    /// This token, which the model has not seen.
+    Seen(i32),
+}
+
 /// The tokens that follow a prompt. An error ends the iteration.
 ///
-/// While a token is with the caller, the next one is being computed.
+/// While a token is with the caller, the next one is being computed; not so with a [`Draft`], where the
+/// guess needs the token.
 pub struct Tokens<'a> {
     model: &'a dyn LanguageModel,
     cache: &'a mut Cache,
     options: Options,
-    sampler: Sampler,
+    chooser: Chooser,
     /// The prompt, until it is read.
     prompt: Vec<i32>,
     progress: Option<Progress<'a>>,
-    /// Id and log probability of the next token, being computed.
-    pending: Option<(Array, Array)>,
+    constraint: Option<Box<dyn Constraint + 'a>>,
+    draft: Option<Draft<'a>>,
+    cancel: Option<Cancel>,
+    next: Next,
+    /// Tokens that were guessed rightly, and the one after them.
+    ready: VecDeque<Token>,
     first: Option<Instant>,
     stats: Stats,
     done: bool,
@@ -118,12 +245,16 @@ impl<'a> Tokens<'a> {
         Ok(Self {
             model,
             cache,
-            sampler: Sampler::new(options.sampling)?,
+            chooser: Chooser::new(&options, model)?,
             done: options.max_tokens == 0,
             options,
             prompt: prompt.to_vec(),
             progress: None,
-            pending: None,
+            constraint: None,
+            draft: None,
+            cancel: None,
+            next: Next::Prompt,
+            ready: VecDeque::new(),
             first: None,
             stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
         })
@@ -136,63 +267,100 @@ impl<'a> Tokens<'a> {
         self
     }
 
+    /// Lets only those tokens come that `constraint` allows.
+    pub fn constrained(mut self, constraint: impl Constraint + 'a) -> Result<Self> {
+        self.constraint = Some(Box::new(constraint));
+        self.check_combination()
+    }
+
+    /// Guesses tokens, and lets the model check several at once. The tokens are the same as without.
+    pub fn speculative(mut self, draft: Draft<'a>) -> Result<Self> {
+        self.draft = Some(draft);
+        self.check_combination()
+    }
+
+    fn check_combination(self) -> Result<Self> {
+        if self.draft.is_some() && self.constraint.is_some() {
+            let why = "guesses are not checked against a constraint; leave one of them out";
+            return Err(Error::unsupported("speculative decoding of structured output", why));
+        }
+        Ok(self)
+    }
+
+    /// Ends when `cancel` is cancelled: without another token and without an error.
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> Self {
+        self.cancel = Some(cancel.clone());
+        self
+    }
+
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// The tokens that end it.
+    pub fn stop_tokens(&self) -> &[i32] {
+        &self.options.stop
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(Cancel::is_cancelled)
     }
 
     /// Reads the prompt. Only its last token needs logits; those of the others are never computed.
     fn prefill(&mut self) -> Result<()> {
         memory::reset_peak_memory()?;
         let prompt = std::mem::take(&mut self.prompt);
+        if let Some(draft) = &mut self.draft {
+            draft.push(&prompt);
+        }
         let (last, before) = prompt.split_last().expect("checked by `new`");
         let mut read = 0;
         for chunk in before.chunks(self.options.prefill_step.max(1)) {
-            self.forward(&ids(chunk)?)?;
+            let tokens = ids(chunk)?;
+            self.model.forward(&tokens, self.cache)?;
+            self.chooser.penalizer.push(&tokens)?;
             self.cache.eval()?;
             memory::clear_cache()?;
             read += chunk.len();
             self.report(read)?;
+            if self.is_cancelled() {
+                return Ok(());
+            }
         }
-        self.pending = Some(self.step(&ids(&[*last])?)?);
-        Ok(())
+        self.step(&ids(&[*last])?)
     }
 
     fn report(&mut self, read: usize) -> Result<()> {
         self.progress.as_mut().map_or(Ok(()), |progress| progress(read, self.stats.prompt_tokens))
     }
 
-    fn forward(&mut self, tokens: &Array) -> Result<Array> {
-        self.model.forward(tokens, self.cache)
-    }
-
-    /// Starts to compute the token after `tokens`, `[1, length]`.
-    fn step(&mut self, tokens: &Array) -> Result<(Array, Array)> {
-        let logits = self.forward(tokens)?;
-        let &[_, length, vocabulary] = logits.shape() else {
-            return Err(Error::argument("generate", format!("logits of shape {:?}", logits.shape())));
+    /// Starts to compute what comes after `tokens`, `[1, length]`.
+    fn step(&mut self, tokens: &Array) -> Result<()> {
+        self.chooser.penalizer.push(tokens)?;
+        let logits = self.model.forward(tokens, self.cache)?;
+        let logits = position(&logits, -1)?;
+        self.next = if self.constraint.is_some() {
+            transforms::async_eval([&logits])?;
+            Next::Logits(logits)
+        } else {
+            let choice = self.chooser.choose(&logits, None)?;
+            choice.start()?;
+            Next::Choice(choice)
         };
-        let last = ops::slice(&logits, &[0, length - 1, 0], &[1, length, vocabulary], &[1, 1, 1])?;
-        let logits = ops::squeeze(&last, 1)?;
-        let logprobs = (&logits - ops::logsumexp(&logits, -1, true)?)?;
-        let token = self.sampler.sample(&logprobs)?;
-        let logprob = ops::take_along_axis(&logprobs, &ops::expand_dims(&token, 1)?, -1)?;
-        transforms::async_eval([&token, &logprob])?;
-        Ok((token, logprob))
+        Ok(())
     }
 
-    fn advance(&mut self) -> Result<Token> {
+    /// The next token; `None` where nothing can follow.
+    fn advance(&mut self) -> Result<Option<Token>> {
         let start = Instant::now();
-        if self.pending.is_none() {
+        if matches!(self.next, Next::Prompt) {
             self.prefill()?;
         }
-        let (token, logprob) = self.pending.take().expect("the step before has left one");
-        let is_last = self.stats.generated_tokens + 1 == self.options.max_tokens;
-        if !is_last {
-            self.pending = Some(self.step(&ops::expand_dims(&token, 0)?)?);
-        }
-        let id = ops::astype(&token, crate::Dtype::Int32)?.item::<i32>()?;
-        let logprob = ops::astype(&logprob, crate::Dtype::Float32)?.item::<f32>()?;
+        let left = self.options.max_tokens - self.stats.generated_tokens;
+        let Some(mut token) = self.take(left == 1)? else {
+            return Ok(None);
+        };
         match self.first {
             None => {
                 self.first = Some(Instant::now());
@@ -206,10 +374,91 @@ impl<'a> Tokens<'a> {
         if self.stats.generated_tokens.is_multiple_of(256) {
             memory::clear_cache()?;
         }
-        let stopped = self.options.stop.contains(&id).then_some(FinishReason::Stop);
-        let finish_reason = stopped.or(is_last.then_some(FinishReason::Length));
-        self.done = finish_reason.is_some();
-        Ok(Token { id, logprob, finish_reason })
+        let mut stopped = self.options.stop.contains(&token.id);
+        if let Some(constraint) = &mut self.constraint
+            && !stopped
+        {
+            stopped = constraint.push(token.id)? == Allowed::Nothing;
+        }
+        token.finish_reason = match stopped {
+            true => Some(FinishReason::Stop),
+            false => (left == 1).then_some(FinishReason::Length),
+        };
+        self.done = token.finish_reason.is_some();
+        Ok(Some(token))
+    }
+
+    /// Waits for the next token, and has the one after it started unless it is the `last`.
+    fn take(&mut self, last: bool) -> Result<Option<Token>> {
+        if self.ready.is_empty()
+            && let Next::Seen(before) = self.next
+        {
+            self.speculate(before)?;
+        }
+        if let Some(token) = self.ready.pop_front() {
+            return Ok(Some(token));
+        }
+        let choice = match std::mem::replace(&mut self.next, Next::Prompt) {
+            Next::Choice(choice) => choice,
+            Next::Logits(logits) => {
+                let constraint = self.constraint.as_mut().expect("it made the logits wait");
+                let Some(allowed) = constraint.allowed(logits.dim(1)?)? else {
+                    return Ok(None);
+                };
+                let choice = self.chooser.choose(&logits, Some(&allowed))?;
+                choice.start()?;
+                choice
+            }
+            // Cancelled while the prompt was read.
+            Next::Prompt | Next::Seen(_) => return Ok(None),
+        };
+        if !last && self.draft.is_none() {
+            self.step(&ops::expand_dims(&choice.token, 0)?)?;
+        }
+        let token = choice.token(false)?;
+        if let Some(draft) = &mut self.draft {
+            draft.push(&[token.id]);
+            self.next = Next::Seen(token.id);
+        }
+        Ok(Some(token))
+    }
+
+    /// Guesses what follows `before`, the last token so far, and lets the model choose at all of these
+    /// positions at once: what it chose up to the first wrong guess becomes `ready`.
+    fn speculate(&mut self, before: i32) -> Result<()> {
+        let left = self.options.max_tokens - self.stats.generated_tokens;
+        let draft = self.draft.as_mut().expect("only a draft leaves a token that was not seen");
+        let guesses = draft.guess(left - 1, self.model.vocab_size())?;
+        let fed: Vec<i32> = std::iter::once(before).chain(guesses.iter().copied()).collect();
+        let rewind = Rewind::before(self.cache, self.model);
+        let tokens = ids(&fed)?;
+        let logits = self.model.forward(&tokens, self.cache)?;
+        let (mut choices, mut after) = (Vec::new(), Vec::new());
+        for (i, &id) in fed.iter().enumerate() {
+            self.chooser.penalizer.push(&ids(&[id])?)?;
+            choices.push(self.chooser.choose(&position(&logits, i as i32)?, None)?);
+            after.push(self.chooser.clone());
+        }
+        transforms::async_eval(choices.iter().flat_map(|c| [&c.token, &c.logprob]))?;
+        let mut accepted = 0;
+        for (i, choice) in choices.iter().enumerate() {
+            let right = guesses.get(i);
+            let mut token = choice.token(false)?;
+            token.from_draft = right == Some(&token.id);
+            let go_on = token.from_draft;
+            accepted += usize::from(go_on);
+            self.next = Next::Seen(token.id);
+            draft.push(&[token.id]);
+            self.ready.push_back(token);
+            if !go_on {
+                break;
+            }
+        }
+        self.chooser = after.swap_remove(accepted);
+        rewind.to(self.cache, self.model, &fed, accepted + 1)?;
+        self.stats.draft_tokens += guesses.len();
+        self.stats.accepted_tokens += accepted;
+        Ok(())
     }
 }
 
@@ -217,16 +466,59 @@ impl Iterator for Tokens<'_> {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Result<Token>> {
-        if self.done {
+        if self.done || self.is_cancelled() {
+            self.done = true;
             return None;
         }
         let token = self.advance();
-        self.done |= token.is_err();
-        Some(token)
+        self.done |= !matches!(token, Ok(Some(_)));
+        token.transpose()
+    }
+}
+
+/// A cache before tokens that may have to go again.
+pub(super) struct Rewind {
+    /// Where layers can't forget: sharing the arrays costs a copy of them when they are written.
+    before: Option<Cache>,
+}
+
+impl Rewind {
+    pub(super) fn before(cache: &mut Cache, model: &dyn LanguageModel) -> Self {
+        let layers = cache.layers_mut(model.num_layers());
+        let forgets = |layer: &LayerCache| matches!(layer, LayerCache::Kv(_));
+        let all = layers.is_ok_and(|layers| layers.iter().all(forgets));
+        Self { before: (!all).then(|| cache.clone()) }
+    }
+
+    /// Leaves the first `kept` of the tokens that were `fed` since in the cache.
+    pub(super) fn to(self, cache: &mut Cache, model: &dyn LanguageModel, fed: &[i32], kept: usize) -> Result<()> {
+        let back = fed.len() - kept;
+        if back == 0 || cache.trim(back as i32).is_ok() {
+            return Ok(());
+        }
+        let Some(before) = self.before else {
+            return Err(Error::argument("generate", "the cache can't forget wrong guesses"));
+        };
+        *cache = before;
+        if kept > 0 {
+            model.forward(&ids(&fed[..kept])?, cache)?;
+            cache.eval()?;
+        }
+        Ok(())
     }
 }
 
 /// Token ids as a batch of one.
-fn ids(tokens: &[i32]) -> Result<Array> {
+pub(super) fn ids(tokens: &[i32]) -> Result<Array> {
     Array::from_slice(tokens, &[1, tokens.len() as i32])
+}
+
+/// The logits of one position, counted from the end if negative: `[1, vocab_size]` of `[1, length,
+/// vocab_size]`.
+pub(super) fn position(logits: &Array, at: i32) -> Result<Array> {
+    let &[1, length, vocabulary] = logits.shape() else {
+        return Err(Error::argument("generate", format!("logits of shape {:?}", logits.shape())));
+    };
+    let at = if at < 0 { at + length } else { at };
+    ops::squeeze(&ops::slice(logits, &[0, at, 0], &[1, at + 1, vocabulary], &[1, 1, 1])?, 1)
 }

@@ -5,6 +5,7 @@ mod caches;
 #[cfg(feature = "cli")]
 mod cli;
 mod forward;
+mod generation;
 mod sampling;
 #[cfg(feature = "text")]
 mod text;
