@@ -14,9 +14,10 @@ pub enum Allowed {
 
 /// Decides, token by token, what may come next.
 pub trait Constraint {
-    /// The tokens that may come now: `bool`, `[1, vocab_size]`; `None` if there are none.
-    fn allowed(&mut self, vocab_size: i32) -> Result<Option<Array>>;
+    /// The tokens that may come now, at least one: `bool`, `[1, vocab_size]`.
+    fn allowed(&mut self) -> Result<Array>;
 
     /// Takes the token that came, which was allowed and does not end the generation by itself.
+    /// Meanwhile the model reads it.
     fn push(&mut self, token: i32) -> Result<Allowed>;
 }

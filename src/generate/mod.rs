@@ -25,6 +25,8 @@ mod sample;
 mod speculate;
 mod speed;
 mod stop;
+#[cfg(feature = "structured")]
+mod structured;
 #[cfg(feature = "text")]
 mod text;
 mod tokens;
@@ -35,6 +37,8 @@ pub use sample::{Sampler, Sampling};
 pub use speculate::Draft;
 pub use speed::{Speed, SpeedSettings, Spread, speed};
 pub use stop::stop_tokens;
+#[cfg(feature = "structured")]
+pub use structured::{Grammar, Structure};
 #[cfg(feature = "text")]
 pub use text::{Response, Text};
 pub use tokens::{Cancel, FinishReason, Options, Stats, Token, Tokens};

@@ -131,9 +131,7 @@ impl Penalizer {
                     let penalized = ops::where_(&ops::less(&seen, 0.0)?, &low, &high)?;
                     ops::put_along_axis(&out, &ids, &penalized, 1)?
                 }
-                Penalty::Presence(taken) => {
-                    ops::put_along_axis(&out, &ids, &(&seen - f64::from(taken))?, 1)?
-                }
+                Penalty::Presence(taken) => ops::put_along_axis(&out, &ids, &(&seen - f64::from(taken))?, 1)?,
                 Penalty::Frequency(taken) => {
                     let each = ops::full(ids.shape(), -taken, logits.dtype())?;
                     ops::scatter_add_axis(&out, &ids, &each, 1)?

@@ -351,7 +351,7 @@ impl<'a> Tokens<'a> {
         Ok(())
     }
 
-    /// The next token; `None` where nothing can follow.
+    /// The next token; `None` if the prompt was not read to its end.
     fn advance(&mut self) -> Result<Option<Token>> {
         let start = Instant::now();
         if matches!(self.next, Next::Prompt) {
@@ -402,9 +402,7 @@ impl<'a> Tokens<'a> {
             Next::Choice(choice) => choice,
             Next::Logits(logits) => {
                 let constraint = self.constraint.as_mut().expect("it made the logits wait");
-                let Some(allowed) = constraint.allowed(logits.dim(1)?)? else {
-                    return Ok(None);
-                };
+                let allowed = constraint.allowed()?;
                 let choice = self.chooser.choose(&logits, Some(&allowed))?;
                 choice.start()?;
                 choice
@@ -491,7 +489,13 @@ impl Rewind {
     }
 
     /// Leaves the first `kept` of the tokens that were `fed` since in the cache.
-    pub(super) fn to(self, cache: &mut Cache, model: &dyn LanguageModel, fed: &[i32], kept: usize) -> Result<()> {
+    pub(super) fn to(
+        self,
+        cache: &mut Cache,
+        model: &dyn LanguageModel,
+        fed: &[i32],
+        kept: usize,
+    ) -> Result<()> {
         let back = fed.len() - kept;
         if back == 0 || cache.trim(back as i32).is_ok() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! Text to token ids and back, and chat templates.
 
+mod bytes;
 mod chat;
 mod detokenizer;
 mod tokenizer;

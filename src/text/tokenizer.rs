@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// The tokenizer of a checkpoint, with its special tokens and chat template.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     bos: Option<String>,
     eos: Option<String>,
     template: Option<ChatTemplate>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use mlxport::generate::{Options, Tokens};
+use mlxport::generate::{FinishReason, Options, Response, Text, Tokens};
 use mlxport::models::{LanguageModel, load, probe};
 use mlxport::nn::Module;
 use mlxport::text::Tokenizer;
@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use super::{LOGITS, error};
 
-fn dir() -> PathBuf {
+pub fn dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-qwen3")
 }
 
 /// The model, computing in float32 as the oracle does.
-fn model() -> Box<dyn LanguageModel> {
+pub fn model() -> Box<dyn LanguageModel> {
     let mut model = load(&dir()).unwrap();
     model.set_dtype(Dtype::Float32).unwrap();
     model
@@ -78,4 +78,40 @@ fn the_bundled_tokenizer_is_read_as_transformers_reads_it() {
     let chat = json!([{ "role": "user", "content": "Which kernel is fast?" }]);
     let rendered = tokenizer.apply_chat_template(chat).unwrap();
     assert_eq!(rendered, oracle["chat"].as_str().unwrap());
+}
+
+#[test]
+fn streamed_responses_make_the_text_up_to_a_stop_string() {
+    let (model, tokenizer, expected, oracle) =
+        (model(), Tokenizer::load(&dir()).unwrap(), expected(), oracle());
+    let greedy: Vec<i32> = expected["greedy"].to_vec().unwrap();
+    let prompt: Vec<i32> = expected["input_ids"].to_vec().unwrap();
+    let whole = oracle["greedy_text"].as_str().unwrap();
+    let run = |stop: Vec<i32>, strings: &[&str]| -> Vec<Response> {
+        let options = Options { max_tokens: greedy.len(), stop, ..Options::default() };
+        let mut cache = model.make_cache();
+        let tokens = Tokens::new(&*model, &mut cache, &prompt, options).unwrap();
+        let strings = strings.iter().map(|string| (*string).to_owned());
+        Text::new(tokens, &tokenizer).stop_at(strings).map(Result::unwrap).collect()
+    };
+    let text = |responses: &[Response]| responses.iter().map(|r| r.text.as_str()).collect::<String>();
+    let all = run(Vec::new(), &["not in the text"]);
+    assert_eq!((text(&all).as_str(), all.len()), (whole, greedy.len()));
+    assert_eq!(all.last().unwrap().finish_reason, Some(FinishReason::Length));
+    let stats = all.last().unwrap().stats;
+    assert!(stats.prompt_tps() > 0.0 && stats.generation_tps() > 0.0 && stats.peak_memory > 0);
+
+    // From the middle of a token to the middle of a later one.
+    let third: usize = all[..3].iter().map(|r| r.text.len()).sum();
+    let string = &whole[third - 1..third + all[3].text.len() + 1];
+    let stopped = run(Vec::new(), &["not in the text", string]);
+    assert_eq!(text(&stopped), whole[..whole.find(string).unwrap()]);
+    assert_eq!(stopped.last().unwrap().finish_reason, Some(FinishReason::Stop));
+    assert!(stopped[..stopped.len() - 1].iter().all(|r| r.finish_reason.is_none()));
+
+    // A token that ends the text is no part of it.
+    let at = greedy.iter().position(|id| *id == greedy[5]).unwrap();
+    let ended = run(vec![greedy[5]], &[]);
+    assert_eq!(text(&ended), tokenizer.decode(&greedy[..at], true).unwrap());
+    assert_eq!(ended.last().unwrap().token, greedy[5]);
 }

@@ -10,7 +10,11 @@ const MAX_TOKENS: usize = 24;
 /// A prompt that repeats itself, so that guesses from it are sometimes right.
 const PROMPT: [i32; 12] = [7, 3, 21, 9, 7, 3, 21, 9, 30, 7, 3, 21];
 
-fn generate(fixture: &Fixture, options: Options, draft: Option<Draft>) -> (Vec<Token>, mlxport::generate::Stats, i32) {
+fn generate(
+    fixture: &Fixture,
+    options: Options,
+    draft: Option<Draft>,
+) -> (Vec<Token>, mlxport::generate::Stats, i32) {
     let mut cache = fixture.model.make_cache();
     let mut tokens = Tokens::new(&*fixture.model, &mut cache, &PROMPT, options).unwrap();
     if let Some(draft) = draft {
@@ -34,7 +38,9 @@ fn choices() -> [Options; 3] {
 #[test]
 fn guesses_change_no_token() {
     let (mut drafted, mut accepted) = (0, 0);
-    for (name, other) in [("llama", "sliding"), ("mistral", "mistral"), ("q4", "llama"), ("qwen3_sliding", "qwen3")] {
+    for (name, other) in
+        [("llama", "sliding"), ("mistral", "mistral"), ("q4", "llama"), ("qwen3_sliding", "qwen3")]
+    {
         let (fixture, small) = (Fixture::load(name), Fixture::load(other));
         for options in choices() {
             let (plain, _, _) = generate(&fixture, options.clone(), None);

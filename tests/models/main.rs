@@ -7,6 +7,8 @@ mod cli;
 mod forward;
 mod generation;
 mod sampling;
+#[cfg(feature = "structured")]
+mod structured;
 #[cfg(feature = "text")]
 mod text;
 

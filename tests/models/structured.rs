@@ -1,0 +1,113 @@
+//! Texts that must follow a grammar, from a model that would say anything else.
+
+use mlxport::generate::{FinishReason, Grammar, Options, Sampling, Structure, Text, Tokens};
+use mlxport::models::LanguageModel;
+use mlxport::text::Tokenizer;
+use serde_json::{Value, json};
+
+use super::bundled;
+
+/// A text of the bundled model at a temperature where every token is about as likely, and its end.
+fn generate(
+    (model, tokenizer): (&dyn LanguageModel, &Tokenizer),
+    grammar: Grammar,
+    seed: u64,
+    stop: Vec<i32>,
+) -> mlxport::Result<(String, Option<FinishReason>)> {
+    let structure = Structure::new(tokenizer, grammar, &stop, model.vocab_size())?;
+    let sampling = Sampling { temperature: 40.0, seed, ..Sampling::default() };
+    let options = Options { max_tokens: 400, sampling, stop, ..Options::default() };
+    let mut cache = model.make_cache();
+    let prompt = tokenizer.encode_prompt("Once")?;
+    let tokens = Tokens::new(model, &mut cache, &prompt, options)?.constrained(structure)?;
+    let (mut text, mut end) = (String::new(), None);
+    for response in Text::new(tokens, tokenizer) {
+        let response = response?;
+        text += &response.text;
+        end = response.finish_reason;
+    }
+    Ok((text, end))
+}
+
+#[test]
+fn a_text_of_any_model_follows_its_grammar() {
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
+    let eos: Vec<i32> = tokenizer.eos_id().into_iter().collect();
+    assert!(!eos.is_empty());
+    let schema = json!({
+        "$defs": { "name": { "type": "string", "maxLength": 6 } },
+        "type": "object",
+        "properties": {
+            "name": { "$ref": "#/$defs/name" },
+            "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+            "tags": { "type": "array", "items": { "enum": ["a", "é", "\"x\""] }, "maxItems": 3 },
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": false,
+    });
+    let lark = r#"start: "<" word ("," word)~0..4 ">"
+word: /[a-c]{1,3}/
+"#;
+    let mut texts = std::collections::BTreeSet::new();
+    for seed in 0..6 {
+        for stop in [eos.clone(), Vec::new()] {
+            let run = |grammar| generate((&*model, &tokenizer), grammar, seed, stop.clone()).unwrap();
+            let (text, end) = run(Grammar::JsonSchema(schema.clone()));
+            assert_eq!(end, Some(FinishReason::Stop), "{text}");
+            let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
+            assert_eq!(keys.len(), 3, "{text}");
+            assert!(value["name"].as_str().unwrap().chars().count() <= 6, "{text}");
+            assert!((0..=150).contains(&value["age"].as_i64().unwrap()), "{text}");
+            let allowed = [json!("a"), json!("é"), json!("\"x\"")];
+            assert!(value["tags"].as_array().unwrap().iter().all(|tag| allowed.contains(tag)), "{text}");
+
+            let (date, end) = run(Grammar::Regex("20[0-9]{2}-(0[1-9]|1[0-2])/[ab]?".to_owned()));
+            assert_eq!(end, Some(FinishReason::Stop));
+            let (year, month) = (date[..4].parse::<i32>().unwrap(), date[5..7].parse::<i32>().unwrap());
+            assert!((2000..2100).contains(&year) && (1..=12).contains(&month), "{date}");
+            assert!(["/", "/a", "/b"].contains(&&date[7..]), "{date}");
+
+            let (words, end) = run(Grammar::Lark(lark.to_owned()));
+            assert_eq!(end, Some(FinishReason::Stop));
+            let inner = words.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')).unwrap();
+            for word in inner.split(',') {
+                assert!((1..=3).contains(&word.len()) && word.chars().all(|c| ('a'..='c').contains(&c)));
+            }
+            texts.extend([text, date, words]);
+        }
+    }
+    assert!(texts.len() > 12, "{texts:?}");
+}
+
+#[test]
+fn the_bytes_of_tokens_are_those_of_their_text() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text");
+    for name in ["bytelevel", "byte_fallback"] {
+        let tokenizer = Tokenizer::load(&fixtures.join(name)).unwrap();
+        let bytes = tokenizer.token_bytes().unwrap();
+        for text in ["a plain text", "naïve 日本 🦀\t{\"x\": [1,  2]}\n"] {
+            let ids = tokenizer.encode(text, false).unwrap();
+            let found: Vec<u8> = ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect();
+            // Decoders drop the space before the first word.
+            assert_eq!(String::from_utf8(found).unwrap().trim_start(), text, "{name}");
+        }
+        assert_eq!(bytes[tokenizer.eos_id().unwrap() as usize], b"", "{name}: a special token");
+    }
+}
+
+#[test]
+fn grammars_that_are_wrong_are_errors() {
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
+    for grammar in [
+        Grammar::Regex("(".to_owned()),
+        Grammar::Lark("start: nothing".to_owned()),
+        Grammar::Lark(String::new()),
+        Grammar::JsonSchema(json!({ "type": "nothing" })),
+        Grammar::JsonSchema(json!({ "type": "string", "minLength": 5, "maxLength": 2 })),
+        Grammar::JsonSchema(json!({ "$ref": "https://example.com/schema" })),
+    ] {
+        let result = generate((&*model, &tokenizer), grammar.clone(), 0, Vec::new());
+        assert!(result.is_err(), "{grammar:?}: {result:?}");
+    }
+}
