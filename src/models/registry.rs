@@ -47,6 +47,16 @@ macro_rules! models {
 }
 
 models! {
-    "llama" | "mistral" | "iquestcoder" | "xverse" => lm::llama;
+    "gpt2" => lm::gpt2;
+    "gpt_bigcode" => lm::gpt_bigcode;
+    "gpt_neox" => lm::gpt_neox;
+    "gptj" => lm::gptj;
+    "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
+    "internlm2" => lm::internlm2;
+    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
+    "minicpm" => lm::minicpm;
+    "nemotron" => lm::nemotron;
+    "phi" => lm::phi;
     "qwen3" => lm::qwen3;
+    "starcoder2" => lm::starcoder2;
 }

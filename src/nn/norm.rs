@@ -13,6 +13,8 @@ pub struct RmsNorm {
     pub weight: Array,
     /// Added to the mean square.
     pub eps: f32,
+    /// Whether the factor is `weight + 1`.
+    pub plus_one: bool,
 }
 
 parameters!(RmsNorm { weight });
@@ -20,7 +22,12 @@ parameters!(RmsNorm { weight });
 impl RmsNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        fast::rms_norm(x, Some(&self.weight), self.eps)
+        fast::rms_norm(x, Some(&factor(&self.weight, self.plus_one)?), self.eps)
+    }
+
+    /// With `weight + 1` as the factor.
+    pub fn plus_one(self) -> Self {
+        Self { plus_one: true, ..self }
     }
 }
 
@@ -33,6 +40,8 @@ pub struct LayerNorm {
     pub bias: Option<Array>,
     /// Added to the variance.
     pub eps: f32,
+    /// Whether the factor is `weight + 1`.
+    pub plus_one: bool,
 }
 
 parameters!(LayerNorm { weight, bias });
@@ -40,8 +49,18 @@ parameters!(LayerNorm { weight, bias });
 impl LayerNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        fast::layer_norm(x, self.weight.as_ref(), self.bias.as_ref(), self.eps)
+        let weight = self.weight.as_ref().map(|weight| factor(weight, self.plus_one)).transpose()?;
+        fast::layer_norm(x, weight.as_ref(), self.bias.as_ref(), self.eps)
     }
+
+    /// With `weight + 1` as the factor.
+    pub fn plus_one(self) -> Self {
+        Self { plus_one: true, ..self }
+    }
+}
+
+fn factor(weight: &Array, plus_one: bool) -> Result<Array> {
+    if plus_one { weight + 1.0 } else { Ok(weight.clone()) }
 }
 
 /// One of the norms, where a config or an architecture says which.
@@ -101,13 +120,13 @@ impl Module for Norm {
 impl Weights {
     /// The RMS norm `name` of so many features.
     pub fn rms_norm(&self, name: &str, dims: i32, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps })
+        Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps, plus_one: false })
     }
 
     /// The layer norm `name` of so many features, with a weight and a bias where the checkpoint has them.
     pub fn layer_norm(&self, name: &str, dims: i32, eps: f32) -> Result<LayerNorm> {
         let w = self.pp(name);
         let part = |part| w.contains(part).then(|| w.get_shaped(part, &[dims])).transpose();
-        Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps })
+        Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps, plus_one: false })
     }
 }

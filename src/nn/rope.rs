@@ -23,6 +23,8 @@ pub struct RopeConfig {
     pub rope_parameters: Option<RopeScaling>,
     /// The longest sequence the model was made for.
     pub max_position_embeddings: Option<i32>,
+    /// The part of a head that turns.
+    pub partial_rotary_factor: Option<f64>,
 }
 
 /// One `rope_scaling` or `rope_parameters` object; which keys it has depends on its type.
@@ -59,7 +61,9 @@ pub struct RopeScaling {
     pub short_factor: Option<Vec<f64>>,
     /// `longrope`: factors for longer sequences.
     pub long_factor: Option<Vec<f64>>,
-    /// `proportional`: the part of the head that turns.
+    /// `dynamic`: makes the base `rope_theta * alpha^(dims / (dims - 2))`, whatever the length (Hunyuan).
+    pub alpha: Option<f64>,
+    /// `proportional`: the part of the head that turns. Else as [`RopeConfig::partial_rotary_factor`].
     pub partial_rotary_factor: Option<f64>,
 }
 
@@ -68,6 +72,16 @@ impl RopeConfig {
     pub fn theta(&self, default: f64) -> f64 {
         let parameters = self.rope_parameters.as_ref();
         parameters.and_then(|p| p.rope_theta).or(self.rope_theta).unwrap_or(default)
+    }
+
+    /// How many dimensions of a head turn: the part of `head_dim` that the config says, or `default`.
+    pub fn dims(&self, head_dim: i32, default: f64) -> Result<i32> {
+        let parameters = self.rope_parameters.as_ref().filter(|p| p.kind() != "proportional");
+        let part = parameters.and_then(|p| p.partial_rotary_factor).or(self.partial_rotary_factor);
+        match part.unwrap_or(default) {
+            part if part > 0.0 && part <= 1.0 => Ok((f64::from(head_dim) * part) as i32),
+            part => Err(invalid(format!("`partial_rotary_factor` is {part}"))),
+        }
     }
 
     fn scaling(&self) -> Option<&RopeScaling> {
@@ -135,6 +149,11 @@ impl Rope {
             // The sections of `mrope` differ for images alone: on text all are the same position.
             "default" | "mrope" => return Ok(plain),
             "linear" => return Ok(Self { scale: (1.0 / factor()?) as f32, ..plain }),
+            "dynamic" if scaling.alpha.is_some() => {
+                let alpha = positive(scaling, "alpha", scaling.alpha)?;
+                let base = base * alpha.powf(f64::from(dims) / f64::from(dims - 2));
+                return Ok(Self { speed: Speed::Base(base), ..plain });
+            }
             "dynamic" => {
                 let max_position_embeddings =
                     positive(scaling, "max_position_embeddings", max_position_embeddings)?;

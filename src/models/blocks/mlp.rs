@@ -6,28 +6,61 @@ use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Module, join};
-use crate::parameters;
 
 /// `down(act(gate(x)) * up(x))` (Shazeer, "GLU Variants Improve Transformer", 2020).
 #[derive(Debug, Clone)]
 pub struct Mlp {
+    names: MlpNames,
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
     act: Activation,
 }
 
-parameters!(Mlp { gate_proj, up_proj, down_proj });
+/// Where a checkpoint has the parts of an [`Mlp`].
+#[derive(Debug, Clone, Copy)]
+pub struct MlpNames {
+    /// What the activation function gets.
+    pub gate: &'static str,
+    /// What is gated.
+    pub up: &'static str,
+    /// Back to the features of the model.
+    pub down: &'static str,
+}
+
+impl MlpNames {
+    /// Those of Llama and most others.
+    pub const LLAMA: Self = Self { gate: "gate_proj", up: "up_proj", down: "down_proj" };
+}
 
 impl Mlp {
     /// From `dims` features to `hidden` and back.
     pub fn new(w: &Weights, dims: i32, hidden: i32, act: Activation) -> Result<Self> {
+        Self::named(w, MlpNames::LLAMA, dims, hidden, act)
+    }
+
+    /// As [`new`](Self::new), for a checkpoint with other names.
+    pub fn named(w: &Weights, names: MlpNames, dims: i32, hidden: i32, act: Activation) -> Result<Self> {
         Ok(Self {
-            gate_proj: w.linear("gate_proj", dims, hidden)?,
-            up_proj: w.linear("up_proj", dims, hidden)?,
-            down_proj: w.linear("down_proj", hidden, dims)?,
+            names,
+            gate_proj: w.linear(names.gate, dims, hidden)?,
+            up_proj: w.linear(names.up, dims, hidden)?,
+            down_proj: w.linear(names.down, hidden, dims)?,
             act,
         })
+    }
+}
+
+impl Module for Mlp {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
+        self.gate_proj.visit(&join(path, self.names.gate), f);
+        self.up_proj.visit(&join(path, self.names.up), f);
+        self.down_proj.visit(&join(path, self.names.down), f);
+    }
+    fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
+        self.gate_proj.visit_mut(&join(path, self.names.gate), f);
+        self.up_proj.visit_mut(&join(path, self.names.up), f);
+        self.down_proj.visit_mut(&join(path, self.names.down), f);
     }
 }
 

@@ -11,5 +11,5 @@ pub use attention::{
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
 };
-pub use mlp::{Mlp, PlainMlp};
+pub use mlp::{Mlp, MlpNames, PlainMlp};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};

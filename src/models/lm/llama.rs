@@ -1,4 +1,5 @@
-//! Llama, and what is built as it is: Mistral, IQuestCoder, XVERSE.
+//! Llama, and what is built as it is: Mistral, IQuestCoder, XVERSE, InternLM3, TeleChat3, MiMo, and with
+//! neighbouring dimensions in pairs Helium and ERNIE 4.5.
 
 use serde::Deserialize;
 
@@ -66,7 +67,9 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    let rules = Rules::new()
+        .drop("*.rotary_emb.inv_freq", "computed from the config")
+        .drop("model.mtp_layers.*", "predict further tokens, for speculation");
     match args.tie_word_embeddings {
         Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
         _ => rules,
@@ -94,8 +97,10 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
+    let mut rope = args.rope.clone();
+    rope.rope_traditional |= matches!(args.model_type.as_str(), "ernie4_5" | "helium");
     Ok(Attention {
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
+        rope: Some(Rope::new(head_dim, &rope, 10_000.0)?),
         window: args.window(layer),
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })

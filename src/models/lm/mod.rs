@@ -1,4 +1,14 @@
 //! Language models, one file for each architecture, named after its `model_type`.
 
+pub mod gpt2;
+pub mod gpt_bigcode;
+pub mod gpt_neox;
+pub mod gptj;
+pub mod hunyuan_v1_dense;
+pub mod internlm2;
 pub mod llama;
+pub mod minicpm;
+pub mod nemotron;
+pub mod phi;
 pub mod qwen3;
+pub mod starcoder2;
