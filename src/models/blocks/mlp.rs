@@ -1,11 +1,34 @@
 //! The gated feed-forward layer of most language models.
 
+use std::fmt;
+use std::rc::Rc;
+
 use super::FeedForward;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Module, join};
+
+/// A function of a gate and of what it gates.
+#[derive(Clone)]
+pub(super) struct Gated(Rc<dyn Fn(&Array, &Array) -> Result<Array>>);
+
+impl Gated {
+    pub(super) fn new(act: impl Fn(&Array, &Array) -> Result<Array> + 'static) -> Self {
+        Self(Rc::new(act))
+    }
+
+    pub(super) fn apply(&self, gate: &Array, x: &Array) -> Result<Array> {
+        (self.0)(gate, x)
+    }
+}
+
+impl fmt::Debug for Gated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gated")
+    }
+}
 
 /// `down(act(gate(x)) * up(x))` (Shazeer, "GLU Variants Improve Transformer", 2020).
 #[derive(Debug, Clone)]
@@ -14,7 +37,7 @@ pub struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
-    act: Activation,
+    act: Gated,
 }
 
 /// Where a checkpoint has the parts of an [`Mlp`].
@@ -46,8 +69,13 @@ impl Mlp {
             gate_proj: w.linear(names.gate, dims, hidden)?,
             up_proj: w.linear(names.up, dims, hidden)?,
             down_proj: w.linear(names.down, hidden, dims)?,
-            act,
+            act: Gated::new(move |gate, x| act.apply(gate)? * x),
         })
+    }
+
+    /// With another unit than `act(gate) * up`: a function of the gate and of what it gates.
+    pub fn with(self, act: impl Fn(&Array, &Array) -> Result<Array> + 'static) -> Self {
+        Self { act: Gated::new(act), ..self }
     }
 }
 
@@ -66,8 +94,8 @@ impl Module for Mlp {
 
 impl FeedForward for Mlp {
     fn forward(&self, x: &Array) -> Result<Array> {
-        let gate = self.act.apply(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+        let gated = self.act.apply(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
+        self.down_proj.forward(&gated)
     }
 }
 

@@ -3,6 +3,8 @@
 mod attention;
 mod decoder;
 mod mlp;
+mod moe;
+mod router;
 mod switch;
 
 pub use attention::{
@@ -12,4 +14,6 @@ pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
 };
 pub use mlp::{Mlp, MlpNames, PlainMlp};
+pub use moe::{Moe, MoeNames};
+pub use router::{Groups, Routing, Scoring};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};

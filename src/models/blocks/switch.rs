@@ -1,5 +1,6 @@
 //! Mixtures of experts: each token goes through a few of many feed-forward layers.
 
+use super::mlp::Gated;
 use crate::array::{Array, Index::Ellipsis};
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -16,7 +17,7 @@ pub struct SwitchGlu {
     gate_proj: SwitchLinear,
     up_proj: SwitchLinear,
     down_proj: SwitchLinear,
-    act: fn(&Array, &Array) -> Result<Array>,
+    act: Gated,
 }
 
 parameters!(SwitchGlu { gate_proj, up_proj, down_proj });
@@ -28,13 +29,13 @@ impl SwitchGlu {
             gate_proj: w.switch_linear("gate_proj", experts, dims, hidden)?,
             up_proj: w.switch_linear("up_proj", experts, dims, hidden)?,
             down_proj: w.switch_linear("down_proj", experts, hidden, dims)?,
-            act: crate::nn::activations::swiglu,
+            act: Gated::new(crate::nn::activations::swiglu),
         })
     }
 
     /// With another unit than `silu(gate) * up`: a function of the gate and of what it gates.
-    pub fn with(self, act: fn(&Array, &Array) -> Result<Array>) -> Self {
-        Self { act, ..self }
+    pub fn with(self, act: impl Fn(&Array, &Array) -> Result<Array> + 'static) -> Self {
+        Self { act: Gated::new(act), ..self }
     }
 
     /// The outputs of the `experts` that each token goes to: `[..., dims]` and integers `[..., k]` to
@@ -43,7 +44,7 @@ impl SwitchGlu {
         switched(x, experts, |x, experts, sorted| {
             let up = self.up_proj.forward(x, experts, sorted)?;
             let gate = self.gate_proj.forward(x, experts, sorted)?;
-            self.down_proj.forward(&(self.act)(&gate, &up)?, experts, sorted)
+            self.down_proj.forward(&self.act.apply(&gate, &up)?, experts, sorted)
         })
     }
 }
@@ -97,11 +98,11 @@ pub fn switched(
     ops::squeeze(&out, -2)
 }
 
-/// The sum of the experts' outputs `[..., k, dims]` with these weights, `[..., k]`, in the dtype of the
-/// outputs.
+/// The sum of the experts' outputs `[..., k, dims]` with these weights, `[..., k]`, added up in the wider
+/// of their dtypes, in the dtype of the outputs.
 pub fn weighted_sum(outputs: &Array, weights: &Array) -> Result<Array> {
-    let weights = ops::astype(&ops::expand_dims(weights, -1)?, outputs.dtype())?;
-    ops::sum(&(outputs * weights)?, -2, false)
+    let weighted = (outputs * ops::expand_dims(weights, -1)?)?;
+    ops::astype(&ops::sum(&weighted, -2, false)?, outputs.dtype())
 }
 
 /// The `k` experts with the highest scores `[..., experts]`, in no order: integers `[..., k]`.

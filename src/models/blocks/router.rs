@@ -1,0 +1,126 @@
+//! Routers: which experts a token goes to, and how much each of them counts.
+
+use serde::Deserialize;
+
+use super::top_k;
+use crate::array::{Array, Dtype, Index::Ellipsis};
+use crate::error::Result;
+use crate::models::Checks;
+use crate::ops;
+
+/// How logits become the scores of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Softmax over all experts (Shazeer et al., "Outrageously Large Neural Networks", 2017).
+    #[default]
+    Softmax,
+    /// Softmax over the chosen ones alone (Jiang et al., "Mixtral of Experts", 2024).
+    #[serde(skip)]
+    SoftmaxOfChosen,
+    /// The sigmoid of each (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024).
+    Sigmoid,
+    /// `sqrt(ln(1 + e^x))` of each.
+    #[serde(rename = "sqrtsoftplus")]
+    SqrtSoftplus,
+}
+
+/// Groups of neighbouring experts. A token goes to experts of its best groups alone (DeepSeek-AI,
+/// "DeepSeek-V2", 2024).
+#[derive(Debug, Clone, Copy)]
+pub struct Groups {
+    /// Groups of equal size.
+    pub count: i32,
+    /// How many of them a token uses.
+    pub used: i32,
+    /// How many of its best experts a group is judged by: 1 in DeepSeek V2, 2 in V3.
+    pub best: i32,
+}
+
+impl Groups {
+    /// `used` of `count` groups, judged by their best two experts; `None` if there is one group.
+    pub fn by_best_two(count: i32, used: i32) -> Option<Self> {
+        (count != 1).then_some(Self { count, used, best: 2 })
+    }
+
+    /// `scores`, `[..., experts]`, with negative infinity in the groups that are not used.
+    fn limit(self, scores: &Array) -> Result<Array> {
+        let dropped = self.count - self.used;
+        if dropped == 0 {
+            return Ok(scores.clone());
+        }
+        let grouped = ops::unflatten(scores, -1, &[self.count, -1])?;
+        let of_group = ops::sum(&ops::topk(&grouped, self.best, -1)?, -1, true)?;
+        let worst = ops::argpartition(&of_group, dropped - 1, -2)?.index((Ellipsis, ..dropped, ..))?;
+        let never = Array::from(f32::NEG_INFINITY);
+        ops::flatten(&ops::put_along_axis(&grouped, &worst, &never, -2)?, -2, -1)
+    }
+}
+
+/// How tokens are sent to experts.
+#[derive(Debug, Clone, Copy)]
+pub struct Routing {
+    /// Experts for each token.
+    pub top_k: i32,
+    /// What the scores are.
+    pub scoring: Scoring,
+    /// What limits the choice.
+    pub groups: Option<Groups>,
+    /// Whether the weights of a token's experts are made to sum to 1.
+    pub normalize: bool,
+    /// Factor of the weights.
+    pub scale: f32,
+}
+
+impl Routing {
+    /// To the `top_k` experts with the best scores, which are their weights.
+    pub fn new(top_k: i32, scoring: Scoring) -> Self {
+        Self { top_k, scoring, groups: None, normalize: false, scale: 1.0 }
+    }
+
+    /// The chosen experts, integers `[..., top_k]` in no order, and their weights, `float32` of the same
+    /// shape, from the router's logits `[..., experts]`. `correction`, `[experts]`, is added to the scores
+    /// for the choice, not for the weights (Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for
+    /// Mixture-of-Experts", 2024).
+    pub fn route(&self, logits: &Array, correction: Option<&Array>) -> Result<(Array, Array)> {
+        let logits = ops::astype(logits, Dtype::Float32)?;
+        let scores = match self.scoring {
+            Scoring::Softmax => ops::softmax(&logits, -1, true)?,
+            Scoring::SoftmaxOfChosen => logits,
+            Scoring::Sigmoid => ops::sigmoid(&logits)?,
+            Scoring::SqrtSoftplus => ops::sqrt(&ops::logaddexp(&logits, 0)?)?,
+        };
+        let choice = correction.map_or(Ok(scores.clone()), |correction| &scores + correction)?;
+        let choice = self.groups.map_or(Ok(choice.clone()), |groups| groups.limit(&choice))?;
+        let experts = ops::stop_gradient(&top_k(&choice, self.top_k)?)?;
+        let mut weights = ops::take_along_axis(&scores, &experts, -1)?;
+        if self.scoring == Scoring::SoftmaxOfChosen {
+            weights = ops::softmax(&weights, -1, true)?;
+        }
+        if self.normalize {
+            weights = (&weights / (ops::sum(&weights, -1, true)? + 1e-20)?)?;
+        }
+        if self.scale != 1.0 {
+            weights = (weights * self.scale)?;
+        }
+        Ok((experts, weights))
+    }
+}
+
+impl Checks {
+    /// Numbers of experts and of their groups.
+    pub fn routing(self, experts: i32, routing: &Routing) -> Self {
+        let &Routing { top_k, groups, scale, .. } = routing;
+        let this = self.size("num_experts", experts);
+        let this = this.that((1..=experts).contains(&top_k), || format!("{top_k} of {experts} experts"));
+        let this = this.that(scale.is_finite(), || format!("`routed_scaling_factor` is {scale}"));
+        let Some(Groups { count, used, best }) = groups else { return this };
+        let size = experts.checked_div(count).unwrap_or(0);
+        let fits = count > 0
+            && (1..=count).contains(&used)
+            && size >= best
+            && i64::from(size) * i64::from(count) == i64::from(experts)
+            && i64::from(size) * i64::from(used) >= i64::from(top_k);
+        this.that(fits, || format!("{top_k} of {experts} experts in {used} of {count} groups"))
+    }
+}
