@@ -47,16 +47,22 @@ macro_rules! models {
 }
 
 models! {
+    "bitnet" => lm::bitnet;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
     "gpt_neox" => lm::gpt_neox;
     "gptj" => lm::gptj;
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
+    "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
     "minicpm" => lm::minicpm;
+    "nanbeige" => lm::nanbeige;
+    "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
     "phi" => lm::phi;
+    "phixtral" | "phi-msft" => lm::phixtral;
     "qwen3" => lm::qwen3;
+    "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
 }

@@ -171,6 +171,17 @@ impl Rope {
         Ok(Self { magnitude, speed, ..plain })
     }
 
+    /// One that turns the other way round. Fails where the speeds follow the length of the sequence.
+    pub fn backwards(self) -> Result<Self> {
+        let periods: Vec<f32> = match &self.speed {
+            Speed::Base(base) => wavelengths(self.dims, *base).into_iter().map(|p| -p as f32).collect(),
+            Speed::Periods(periods) => periods.to_vec::<f32>()?.into_iter().map(|p| -p).collect(),
+            Speed::DynamicNtk { .. } => return Err(invalid("a dynamic base can't turn backwards".into())),
+        };
+        let speed = Speed::Periods(Array::from_slice(&periods, &[self.dims / 2])?);
+        Ok(Self { speed, ..self })
+    }
+
     /// Turns `x`, `[batch, heads, length, head_dim]`, whose first position is `offset`.
     pub fn forward(&self, x: &Array, offset: &Offset) -> Result<Array> {
         let x = &self.magnify(x)?;

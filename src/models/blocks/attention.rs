@@ -163,20 +163,26 @@ impl Attention {
         }
     }
 
+    /// Queries or keys of a cache's next tokens, turned by their positions.
+    pub fn turn(&self, x: &Array, cache: &LayerCache) -> Result<Array> {
+        self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward(x, &cache.offset()))
+    }
+
     /// Queries or keys of a cache's next tokens, with their norm and their positions.
-    fn place(&self, x: Array, norm: Option<&Norm>, cache: &LayerCache) -> Result<Array> {
-        let turn =
-            |x: Array| self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward(&x, &cache.offset()));
-        let norm = |x: Array| norm.map_or(Ok(x.clone()), |norm| norm.forward(&x));
-        if self.norms_after_rope { norm(turn(x)?) } else { turn(norm(x)?) }
+    fn place(&self, x: &Array, norm: Option<&Norm>, cache: &LayerCache) -> Result<Array> {
+        let Some(norm) = norm else { return self.turn(x, cache) };
+        match self.norms_after_rope {
+            true => norm.forward(&self.turn(x, cache)?),
+            false => self.turn(&norm.forward(x)?, cache),
+        }
     }
 
     /// The heads' outputs, `[batch, length, heads * head_dim]`, before the last projection.
     pub fn heads_of(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let mask = masks.of(cache, self.window)?;
         let [queries, keys, values] = self.project(x)?;
-        let queries = self.place(queries, self.q_norm.as_ref(), cache)?;
-        let keys = self.place(keys, self.k_norm.as_ref(), cache)?;
+        let queries = self.place(&queries, self.q_norm.as_ref(), cache)?;
+        let keys = self.place(&keys, self.k_norm.as_ref(), cache)?;
         let seen = cache.update(&keys, &values)?;
         merge_heads(&attend(&queries, &seen, self.scale, &mask, None)?)
     }

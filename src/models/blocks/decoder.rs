@@ -253,6 +253,20 @@ impl<L: DecoderLayer> Decoder<L> {
         }
         stage("norm", || self.norm.forward(&h))
     }
+
+    /// The logits of what [`hidden`](Self::hidden) gives.
+    pub fn head(&self, h: &Array) -> Result<Array> {
+        stage("logits", || {
+            let mut logits = match &self.lm_head {
+                Some(head) => head.forward(h)?,
+                None => self.embed_tokens.as_linear(h)?,
+            };
+            if let Some(factor) = self.logits.factor {
+                logits = (logits * factor)?;
+            }
+            self.logits.cap.map_or(Ok(logits.clone()), |cap| super::soft_cap(&logits, cap))
+        })
+    }
 }
 
 impl<L: DecoderLayer> Module for Decoder<L> {
@@ -288,17 +302,7 @@ impl<L: DecoderLayer> LanguageModel for Decoder<L> {
     }
 
     fn forward_embeddings(&self, embeddings: &Array, _tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        let h = self.hidden(embeddings, cache)?;
-        stage("logits", || {
-            let mut logits = match &self.lm_head {
-                Some(head) => head.forward(&h)?,
-                None => self.embed_tokens.as_linear(&h)?,
-            };
-            if let Some(factor) = self.logits.factor {
-                logits = (logits * factor)?;
-            }
-            self.logits.cap.map_or(Ok(logits.clone()), |cap| super::soft_cap(&logits, cap))
-        })
+        self.head(&self.hidden(embeddings, cache)?)
     }
 
     fn make_cache(&self) -> Cache {
