@@ -54,6 +54,7 @@ models! {
     "gptj" => lm::gptj;
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
+    "iquestloopcoder" => lm::iquestloopcoder;
     "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
     "minicpm" => lm::minicpm;
@@ -65,4 +66,5 @@ models! {
     "qwen3" => lm::qwen3;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
+    "talkie" => lm::talkie;
 }
