@@ -3,7 +3,7 @@
 use super::mask::{self, Mask};
 use super::{KvCache, positions};
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Keys and values for attention within chunks of the sequence (Llama 4): a position sees those before
 /// it that are in its own chunk of `size`. Positions more than one chunk back are forgotten.
@@ -43,8 +43,33 @@ impl ChunkedKvCache {
     /// Which of the positions that the next [`update`](Self::update) returns its `length` new ones see.
     pub(super) fn mask(&self, length: i32) -> Result<Mask> {
         let offset = self.offset();
-        let start = self.start + self.surplus();
-        mask::chunked(length, offset, start, self.size)
+        mask::chunked(length, offset, self.next_start(), self.size)
+    }
+
+    /// The position of the first key that the next [`update`](Self::update) returns.
+    pub(super) fn next_start(&self) -> i32 {
+        self.start + self.surplus()
+    }
+
+    pub(super) fn size(&self) -> i32 {
+        self.size
+    }
+
+    /// The sequences of `rows`, which all end at position `end`.
+    pub(super) fn merge(rows: &[&Self], end: i32) -> Result<Self> {
+        let size = rows.first().map_or(1, |row| row.size);
+        if rows.iter().any(|row| row.size != size) {
+            return Err(Error::argument("merge", "caches of different chunks"));
+        }
+        let length = rows.iter().map(|row| row.kept.offset()).max().unwrap_or(0);
+        let kept: Vec<&KvCache> = rows.iter().map(|row| &row.kept).collect();
+        Ok(Self { kept: KvCache::merge(&kept, length)?, start: end - length, size })
+    }
+
+    /// Sequence number `row` from position `begin` on.
+    pub(super) fn row(&self, row: i32, begin: i32) -> Result<Self> {
+        let cut = (begin - self.start).max(0);
+        Ok(Self { kept: self.kept.row(row, cut)?, start: (self.start - begin).max(0), size: self.size })
     }
 
     pub(super) fn is_trimmable(&self, count: i32) -> bool {

@@ -1,5 +1,6 @@
 //! Keys and values of all positions.
 
+use super::batch::{right_aligned, rows_from};
 use super::{check_fits, grow, positions, put};
 use crate::array::Array;
 use crate::error::{Error, Result};
@@ -54,13 +55,39 @@ impl KvCache {
         self.offset -= count;
     }
 
+    /// The sequences of `rows`, which all end at position `end`.
+    pub(super) fn merge(rows: &[&Self], end: i32) -> Result<Self> {
+        let stores = rows.iter().map(|row| row.parts()).collect::<Result<Vec<_>>>()?;
+        Self::from_parts(right_aligned(&stores, end)?, end)
+    }
+
+    /// Sequence number `row` from position `start` on.
+    pub(super) fn row(&self, row: i32, start: i32) -> Result<Self> {
+        Self::from_parts(rows_from(self.parts()?, row, start)?, self.offset - start)
+    }
+
+    /// Keys and values of all positions, if there are any.
+    pub(super) fn parts(&self) -> Result<Option<Vec<Array>>> {
+        match &self.store {
+            None => Ok(None),
+            Some(_) => self.seen().map(|(keys, values)| Some(vec![keys, values])),
+        }
+    }
+
+    /// A cache of these keys and values.
+    pub(super) fn from_parts(parts: Option<Vec<Array>>, offset: i32) -> Result<Self> {
+        let wrong = |parts: Vec<Array>| Error::argument("cache", format!("{} arrays", parts.len()));
+        let store = parts.map(|parts| parts.try_into().map_err(wrong)).transpose()?;
+        Ok(Self { store, offset })
+    }
+
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.store.iter().flatten()
     }
 }
 
 /// `store` with `new` at position `offset`, grown if it must be.
-fn append(store: Option<&Array>, new: &Array, offset: i32) -> Result<Array> {
+pub(super) fn append(store: Option<&Array>, new: &Array, offset: i32) -> Result<Array> {
     let end = offset + new.dim(2)?;
     let capacity = end.div_euclid(STEP) * STEP + if end % STEP == 0 { 0 } else { STEP };
     let grown = match store {

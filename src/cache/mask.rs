@@ -45,7 +45,8 @@ pub struct Masks {
     made: Vec<((Kind, Option<i32>), Mask)>,
 }
 
-/// What the mask of a layer depends on, besides the window and the position, which all layers share.
+/// What the mask of a layer depends on, besides the window, the position and the padding, which all
+/// layers share.
 type Kind = std::mem::Discriminant<LayerCache>;
 
 impl Masks {
@@ -62,7 +63,7 @@ impl Masks {
     /// The mask of an attention layer with this window, or none. All layers of a pass are at the same
     /// position.
     pub fn of(&mut self, cache: &LayerCache, window: Option<i32>) -> Result<Mask> {
-        let key = (std::mem::discriminant(cache), window);
+        let key = (std::mem::discriminant(cache.unpadded()), window);
         if let Some((_, mask)) = self.made.iter().find(|(made_for, _)| *made_for == key) {
             return Ok(mask.clone());
         }
@@ -103,4 +104,29 @@ pub(super) fn chunked(length: i32, offset: i32, start: i32, size: i32) -> Result
     let queries = ops::expand_dims(&ops::arange(offset, offset + length, 1, Dtype::Int32)?, 1)?;
     let same = ops::equal(&ops::floor_divide(&queries, &size)?, &ops::floor_divide(&keys, &size)?)?;
     ops::logical_and(ops::greater_equal(&queries, &keys)?, &same).map(Mask::Array)
+}
+
+/// The mask of a batch, `bool` `[batch, 1, queries, keys]`: `queries`, `[queries]`, and `keys`, `[keys]`,
+/// are positions of the batch, and `padding`, `[batch]`, says where each sequence begins. A query sees
+/// keys of its sequence up to itself, of the last `window`, or of its own `chunk`.
+pub(super) fn padded(
+    queries: &Array,
+    keys: &Array,
+    padding: &Array,
+    window: Option<i32>,
+    chunk: Option<i32>,
+) -> Result<Array> {
+    let queries = ops::expand_dims(queries, 1)?;
+    let begin = ops::expand_dims(padding, [1, 2, 3])?;
+    let mut sees = ops::greater_equal(&queries, keys)?;
+    if let Some(window) = window {
+        sees = ops::logical_and(&sees, ops::less(&queries, (keys + window)?)?)?;
+    }
+    sees = ops::logical_and(&sees, ops::greater_equal(keys, &begin)?)?;
+    if let Some(size) = chunk {
+        let chunk = |x: &Array| ops::floor_divide(&(x - &begin)?, Array::from(size));
+        sees = ops::logical_and(&sees, ops::equal(&chunk(&queries)?, &chunk(keys)?)?)?;
+    }
+    // Padding sees itself: a softmax over nothing would be no number.
+    ops::logical_or(&sees, ops::equal(&queries, keys)?)
 }

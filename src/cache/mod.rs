@@ -1,21 +1,26 @@
 //! What a model remembers of the tokens it has seen.
 
 mod arrays;
+mod batch;
 mod chunked;
 mod kv;
 mod mask;
 mod offset;
+mod quantized;
 mod rotating;
 
 pub use arrays::ArraysCache;
+pub use batch::Padding;
 pub use chunked::ChunkedKvCache;
 pub use kv::KvCache;
 pub use mask::{Mask, Masks};
 pub use offset::Offset;
+pub use quantized::{QuantizedKeysValues, QuantizedKvCache};
 pub use rotating::RotatingKvCache;
 
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::ops::Quantization;
 use crate::transforms;
 
 /// Keys and values to attend to, `[batch, kv_heads, length, dims]`.
@@ -25,6 +30,8 @@ pub struct KeysValues {
     pub keys: Array,
     /// Values.
     pub values: Array,
+    /// What they were restored from, if the cache has them quantized: who takes these saves restoring.
+    pub quantized: Option<QuantizedKeysValues>,
 }
 
 /// The memory of one layer.
@@ -34,6 +41,8 @@ pub enum LayerCache {
     Stateless,
     /// Keys and values of all positions.
     Kv(KvCache),
+    /// Keys and values of all positions, quantized.
+    Quantized(QuantizedKvCache),
     /// Keys and values of the last positions.
     Rotating(RotatingKvCache),
     /// Keys and values of the chunk that a position is in.
@@ -42,6 +51,8 @@ pub enum LayerCache {
     Arrays(ArraysCache),
     /// Several memories of one layer.
     List(Vec<LayerCache>),
+    /// One of the others, but [`List`](Self::List), for a batch with padding before its sequences.
+    Padded(Box<LayerCache>, Padding),
 }
 
 impl LayerCache {
@@ -63,16 +74,31 @@ impl LayerCache {
         LayerCache::Arrays(ArraysCache::new(count))
     }
 
-    /// The position that the next token has.
-    pub fn offset(&self) -> Offset {
-        Offset::All(self.position())
+    /// The memory without its padding.
+    pub(crate) fn unpadded(&self) -> &Self {
+        if let LayerCache::Padded(cache, _) = self { cache } else { self }
     }
 
-    /// Positions seen.
+    /// The position that the next token has.
+    pub fn offset(&self) -> Offset {
+        let position = self.position();
+        let each = match self {
+            LayerCache::Padded(_, padding) => padding.offset(position).ok(),
+            LayerCache::List(parts) => {
+                parts.iter().map(LayerCache::offset).find(|o| matches!(o, Offset::Each(_)))
+            }
+            _ => None,
+        };
+        each.unwrap_or(Offset::All(position))
+    }
+
+    /// Positions seen, of the longest sequence of a batch.
     pub fn position(&self) -> i32 {
         match self {
             LayerCache::Stateless => 0,
+            LayerCache::Padded(cache, _) => cache.position(),
             LayerCache::Kv(cache) => cache.offset(),
+            LayerCache::Quantized(cache) => cache.offset(),
             LayerCache::Rotating(cache) => cache.offset(),
             LayerCache::Chunked(cache) => cache.offset(),
             LayerCache::Arrays(cache) => cache.offset(),
@@ -85,12 +111,14 @@ impl LayerCache {
     pub fn update(&mut self, keys: &Array, values: &Array) -> Result<KeysValues> {
         let (keys, values) = match self {
             LayerCache::Stateless => (keys.clone(), values.clone()),
+            LayerCache::Padded(cache, _) => return cache.update(keys, values),
             LayerCache::Kv(cache) => cache.update(keys, values)?,
+            LayerCache::Quantized(cache) => return cache.update(keys, values),
             LayerCache::Rotating(cache) => cache.update(keys, values)?,
             LayerCache::Chunked(cache) => cache.update(keys, values)?,
             LayerCache::Arrays(_) | LayerCache::List(_) => return Err(self.not("one of keys and values")),
         };
-        Ok(KeysValues { keys, values })
+        Ok(KeysValues { keys, values, quantized: None })
     }
 
     /// Which of the positions that [`update`](Self::update) will return the next `length` ones see: at
@@ -98,7 +126,9 @@ impl LayerCache {
     pub fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
         match self {
             LayerCache::Stateless => mask::causal(length, 0, window),
+            LayerCache::Padded(cache, padding) => padding.mask(cache, length, window),
             LayerCache::Kv(cache) => mask::causal(length, cache.offset(), window),
+            LayerCache::Quantized(cache) => mask::causal(length, cache.offset(), window),
             LayerCache::Rotating(cache) => cache.mask(length, window),
             LayerCache::Chunked(cache) => cache.mask(length),
             LayerCache::Arrays(_) | LayerCache::List(_) => Err(self.not("one of keys and values")),
@@ -107,13 +137,17 @@ impl LayerCache {
 
     /// Which of the next `length` positions are tokens and not padding, `bool` `[batch, length]`, for
     /// layers that mix positions without attention; `None` if all are.
-    pub fn padding(&self, _length: i32) -> Result<Option<Array>> {
-        Ok(None)
+    pub fn padding(&self, length: i32) -> Result<Option<Array>> {
+        match self {
+            LayerCache::Padded(cache, padding) => padding.tokens(cache.position(), length),
+            LayerCache::List(parts) => parts.first().map_or(Ok(None), |part| part.padding(length)),
+            _ => Ok(None),
+        }
     }
 
     /// State number `index` of an [`ArraysCache`], `None` at the start of a sequence.
     pub fn state(&self, index: usize) -> Option<&Array> {
-        match self {
+        match self.unpadded() {
             LayerCache::Arrays(cache) => cache.arrays.get(index)?.as_ref(),
             _ => None,
         }
@@ -123,6 +157,7 @@ impl LayerCache {
     pub fn set_state(&mut self, index: usize, state: Array) -> Result<()> {
         match self {
             LayerCache::Stateless => Ok(()),
+            LayerCache::Padded(cache, _) => cache.set_state(index, state),
             LayerCache::Arrays(cache) if index < cache.arrays.len() => {
                 cache.arrays[index] = Some(state);
                 Ok(())
@@ -133,8 +168,10 @@ impl LayerCache {
 
     /// Counts `length` positions that went into the states of an [`ArraysCache`].
     pub fn advance(&mut self, length: i32) {
-        if let LayerCache::Arrays(cache) = self {
-            cache.offset += length;
+        match self {
+            LayerCache::Arrays(cache) => cache.offset += length,
+            LayerCache::Padded(cache, _) => cache.advance(length),
+            _ => {}
         }
     }
 
@@ -152,7 +189,9 @@ impl LayerCache {
     pub fn is_trimmable(&self, count: i32) -> bool {
         match self {
             LayerCache::Stateless => count == 0,
+            LayerCache::Padded(cache, _) => cache.is_trimmable(count),
             LayerCache::Kv(cache) => count <= cache.offset(),
+            LayerCache::Quantized(cache) => count <= cache.offset(),
             LayerCache::Rotating(cache) => cache.is_trimmable(count),
             LayerCache::Chunked(cache) => cache.is_trimmable(count),
             LayerCache::Arrays(_) => count == 0,
@@ -163,7 +202,9 @@ impl LayerCache {
     fn trim(&mut self, count: i32) {
         match self {
             LayerCache::Stateless | LayerCache::Arrays(_) => {}
+            LayerCache::Padded(cache, _) => cache.trim(count),
             LayerCache::Kv(cache) => cache.trim(count),
+            LayerCache::Quantized(cache) => cache.trim(count),
             LayerCache::Rotating(cache) => cache.trim(count),
             LayerCache::Chunked(cache) => cache.trim(count),
             LayerCache::List(parts) => parts.iter_mut().for_each(|part| part.trim(count)),
@@ -174,11 +215,23 @@ impl LayerCache {
     pub fn arrays(&self) -> Vec<&Array> {
         match self {
             LayerCache::Stateless => Vec::new(),
+            LayerCache::Padded(cache, _) => cache.arrays(),
             LayerCache::Kv(cache) => cache.arrays().collect(),
+            LayerCache::Quantized(cache) => cache.arrays().collect(),
             LayerCache::Rotating(cache) => cache.arrays().collect(),
             LayerCache::Chunked(cache) => cache.arrays().collect(),
             LayerCache::Arrays(cache) => cache.arrays.iter().flatten().collect(),
             LayerCache::List(parts) => parts.iter().flat_map(LayerCache::arrays).collect(),
+        }
+    }
+
+    /// Whether it can always forget its last positions.
+    pub fn forgets(&self) -> bool {
+        match self {
+            LayerCache::Kv(_) | LayerCache::Quantized(_) => true,
+            LayerCache::Padded(cache, _) => cache.forgets(),
+            LayerCache::List(parts) => parts.iter().all(LayerCache::forgets),
+            _ => false,
         }
     }
 
@@ -224,6 +277,39 @@ impl Cache {
             return Err(Error::argument("cache", message));
         }
         Ok(&mut self.layers)
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[LayerCache] {
+        &self.layers
+    }
+
+    /// Quantizes the keys and values of all layers that keep all of them. Fails for a quantization that
+    /// does not exist, and for heads that its group size does not divide.
+    pub fn quantize(&mut self, how: Quantization) -> Result<()> {
+        for layer in &mut self.layers {
+            if let LayerCache::Kv(cache) = layer {
+                *layer = LayerCache::Quantized(QuantizedKvCache::of(cache, how)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The cache with at most `size` positions in the layers that would keep all, among them the first
+    /// four of the sequence, which attention leans on (Xiao et al., "Efficient Streaming Language Models
+    /// with Attention Sinks", 2023). Fails for fewer than five, and once there are positions.
+    pub fn limited(self, size: i32) -> Result<Self> {
+        const KEPT: i32 = 4;
+        if size <= KEPT || self.offset() > 0 {
+            let message =
+                format!("a limit of {size} positions; it takes more than {KEPT}, and an empty cache");
+            return Err(Error::argument("cache", message));
+        }
+        let limit = |layer| match layer {
+            LayerCache::Kv(_) => LayerCache::Rotating(RotatingKvCache::new(size, KEPT)),
+            other => other,
+        };
+        Ok(Self { layers: self.layers.into_iter().map(limit).collect() })
     }
 
     /// Forgets the last `count` positions. Fails, and forgets nothing, where a layer can't.

@@ -1,9 +1,10 @@
 //! Keys and values of the last positions.
 
+use super::batch::{keeps, right_aligned, rows_from};
 use super::mask::{self, Mask};
 use super::{check_fits, grow, positions, put};
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops;
 
 /// Positions by which a cache grows.
@@ -77,6 +78,67 @@ impl RotatingKvCache {
         let sees = |at: i32| at < self.keep || (slot - at).rem_euclid(turn) < window;
         let sees: Vec<bool> = (0..filled).map(sees).collect();
         Array::from_slice(&sees, &[filled]).map(Mask::Array)
+    }
+
+    pub(super) fn size(&self) -> i32 {
+        self.size
+    }
+
+    pub(super) fn keeps(&self) -> i32 {
+        self.keep
+    }
+
+    /// The positions of the keys that the next [`update`](Self::update), by `length`, returns.
+    pub(super) fn next_keys(&self, length: i32) -> Vec<i32> {
+        let (keep, end) = (self.keep, self.offset + length);
+        if length > 1 {
+            let recent = (self.offset - (self.size - 1 - keep)).max(keep);
+            return (0..keep.min(self.offset)).chain(recent.min(self.offset)..end).collect();
+        }
+        let (slot, filled) = (self.slot(), end.min(self.size));
+        let at = |at: i32| match at < keep {
+            true => at,
+            false => self.offset - (slot - at).rem_euclid(filled - keep),
+        };
+        (0..filled).map(at).collect()
+    }
+
+    /// The sequences of `rows`, which all end at position `end`.
+    pub(super) fn merge(rows: &[&Self], end: i32) -> Result<Self> {
+        let size = rows.first().map_or(1, |row| row.size);
+        if rows.iter().any(|row| row.size != size) {
+            return Err(Error::argument("merge", "caches of different windows"));
+        }
+        if rows.iter().any(|row| row.keep > 0) {
+            return Err(keeps());
+        }
+        let stores = rows.iter().map(|row| row.in_order()).collect::<Result<Vec<_>>>()?;
+        let lengths = stores.iter().flatten().map(|parts| parts[0].dim(2));
+        let length = lengths.collect::<Result<Vec<i32>>>()?.into_iter().max().unwrap_or(0);
+        Self::from_parts(right_aligned(&stores, length)?, end, length, size, 0)
+    }
+
+    /// Sequence number `row` from position `begin` on.
+    pub(super) fn row(&self, row: i32, begin: i32) -> Result<Self> {
+        if begin > 0 && self.keep > 0 {
+            return Err(keeps());
+        }
+        let (parts, offset) = (self.in_order()?, self.offset - begin);
+        let length = parts.as_ref().map_or(Ok(0), |parts| parts[0].dim(2))?;
+        let cut = (length - offset).max(0);
+        Self::from_parts(rows_from(parts, row, cut)?, offset, length - cut, self.size, self.keep)
+    }
+
+    /// The kept keys and values in order of time, if there are any.
+    fn in_order(&self) -> Result<Option<Vec<Array>>> {
+        let part = |part: &Array| ops::concatenate(&self.newest(part, self.size)?, 2);
+        self.store.as_ref().map(|store| store.iter().map(part).collect()).transpose()
+    }
+
+    fn from_parts(parts: Option<Vec<Array>>, offset: i32, next: i32, size: i32, keep: i32) -> Result<Self> {
+        let wrong = |parts: Vec<Array>| Error::argument("cache", format!("{} arrays", parts.len()));
+        let store = parts.map(|parts| parts.try_into().map_err(wrong)).transpose()?;
+        Ok(Self { store, offset, next, size, keep })
     }
 
     /// Whether the last `count` positions can be forgotten: only as long as no position was lost.

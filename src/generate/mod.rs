@@ -19,6 +19,7 @@
 //!
 //! [`Tokens`] alone needs no tokenizer; [`Text`] comes with the feature `text`.
 
+mod batch;
 mod constraint;
 mod penalty;
 mod sample;
@@ -31,6 +32,7 @@ mod structured;
 mod text;
 mod tokens;
 
+pub use batch::{Batch, Output, Request};
 pub use constraint::{Allowed, Constraint};
 pub use penalty::{Penalizer, Penalties};
 pub use sample::{Sampler, Sampling};

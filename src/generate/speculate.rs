@@ -69,7 +69,7 @@ impl<'a> Draft<'a> {
                     rest = after;
                 }
                 let mut guesses = vec![likeliest(&model.forward(&ids(rest)?, cache)?)?];
-                let rewind = Rewind::before(cache, *model);
+                let rewind = Rewind::before(cache);
                 while guesses.len() < count {
                     let last = guesses.last().expect("there is one");
                     let token = ops::reshape(last, &[1, 1])?;

@@ -148,7 +148,7 @@ pub(super) struct Chooser {
 }
 
 /// A token that was chosen, perhaps not computed yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Choice {
     /// `[1]`.
     pub(super) token: Array,
@@ -428,7 +428,7 @@ impl<'a> Tokens<'a> {
         let draft = self.draft.as_mut().expect("only a draft leaves a token that was not seen");
         let guesses = draft.guess(left - 1, self.model.vocab_size())?;
         let fed: Vec<i32> = std::iter::once(before).chain(guesses.iter().copied()).collect();
-        let rewind = Rewind::before(self.cache, self.model);
+        let rewind = Rewind::before(self.cache);
         let tokens = ids(&fed)?;
         let logits = self.model.forward(&tokens, self.cache)?;
         let (mut choices, mut after) = (Vec::new(), Vec::new());
@@ -481,10 +481,8 @@ pub(super) struct Rewind {
 }
 
 impl Rewind {
-    pub(super) fn before(cache: &mut Cache, model: &dyn LanguageModel) -> Self {
-        let layers = cache.layers_mut(model.num_layers());
-        let forgets = |layer: &LayerCache| matches!(layer, LayerCache::Kv(_));
-        let all = layers.is_ok_and(|layers| layers.iter().all(forgets));
+    pub(super) fn before(cache: &Cache) -> Self {
+        let all = cache.layers().iter().all(LayerCache::forgets);
         Self { before: (!all).then(|| cache.clone()) }
     }
 

@@ -1,5 +1,6 @@
 //! Models, caches, generation and text.
 
+mod batches;
 mod bundled;
 mod caches;
 #[cfg(feature = "cli")]

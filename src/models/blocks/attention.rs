@@ -4,10 +4,11 @@ use serde::Deserialize;
 
 use super::Mixer;
 use crate::array::{Array, Dtype};
-use crate::cache::{KeysValues, LayerCache, Mask, Masks};
+use crate::cache::{KeysValues, LayerCache, Mask, Masks, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::nn::{Linear, Module, Norm, Rope, join};
+use crate::ops::Quantized;
 use crate::{fast, ops};
 
 /// What the layers of a config's `layer_types` attend to.
@@ -261,7 +262,43 @@ pub fn attend(
     mask: &Mask,
     sinks: Option<&Array>,
 ) -> Result<Array> {
-    fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks)
+    match (&seen.quantized, sinks) {
+        (Some(quantized), None) => attend_quantized(queries, quantized, scale, mask),
+        _ => fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks),
+    }
+}
+
+/// Attention by products with the codes of keys and values.
+fn attend_quantized(queries: &Array, seen: &QuantizedKeysValues, scale: f32, mask: &Mask) -> Result<Array> {
+    let QuantizedKeysValues { keys, values, how } = seen;
+    let (&[batch, heads, length, dims], &[_, kv_heads, key_length, _]) =
+        (queries.shape(), keys.weight.shape())
+    else {
+        let (lhs, rhs) = (queries.shape().to_vec(), keys.weight.shape().to_vec());
+        return Err(Error::Shape { op: "attend", lhs, rhs });
+    };
+    let product = |x: &Array, with: &Quantized, transpose| {
+        let spread = |x: &Array| ops::expand_dims(x, 2);
+        let biases = with.biases.as_ref().map(spread).transpose()?;
+        let (weight, scales) = (spread(&with.weight)?, spread(&with.scales)?);
+        ops::quantized_matmul(x, &weight, &scales, biases.as_ref(), transpose, *how)
+    };
+    let groups = heads.checked_div(kv_heads).unwrap_or(0);
+    let queries = ops::reshape(&(queries * scale)?, &[batch, kv_heads, groups, length, dims])?;
+    let scores = masked(product(&queries, keys, true)?, mask, length, key_length)?;
+    let out = product(&ops::softmax(&scores, -1, true)?, values, false)?;
+    let dims = out.dim(-1)?;
+    ops::reshape(&out, &[batch, heads, length, dims])
+}
+
+/// `scores`, `[batch, kv_heads, heads / kv_heads, length, key_length]`, where the mask lets them through.
+fn masked(scores: Array, mask: &Mask, length: i32, key_length: i32) -> Result<Array> {
+    let Some(mask) = mask.to_array(length, key_length)? else {
+        return Ok(scores);
+    };
+    // Before the axis of heads, if it has one.
+    let mask = if mask.ndim() > 2 { ops::expand_dims(&mask, -3)? } else { mask };
+    ops::where_(&mask, &scores, lowest(scores.dtype()))
 }
 
 /// [`attend`] with `adjust` between the scores, `[batch, kv_heads, heads / kv_heads, length,
@@ -281,12 +318,8 @@ pub fn attend_adjusted(
     let groups = heads.checked_div(kv_heads).unwrap_or(0);
     let queries = ops::reshape(&(queries * scale)?, &[batch, kv_heads, groups, length, dims])?;
     let keys = ops::swapaxes(&ops::expand_dims(&seen.keys, 2)?, -1, -2)?;
-    let mut scores = adjust(ops::matmul(&queries, &keys)?)?;
-    if let Some(mask) = mask.to_array(length, key_length)? {
-        // Before the axis of heads, if it has one.
-        let mask = if mask.ndim() > 2 { ops::expand_dims(&mask, -3)? } else { mask };
-        scores = ops::where_(&mask, &scores, lowest(scores.dtype()))?;
-    }
+    let scores = adjust(ops::matmul(&queries, &keys)?)?;
+    let scores = masked(scores, mask, length, key_length)?;
     let weights = ops::softmax(&scores, -1, true)?;
     let out = ops::matmul(&weights, &ops::expand_dims(&seen.values, 2)?)?;
     let dims = out.dim(-1)?;
