@@ -100,8 +100,8 @@ impl Config {
         dtype.map(Some).ok_or_else(|| self.invalid(format!("`dtype` is {value}, which MLX does not have")))
     }
 
-    /// How the weights were quantized for MLX, if they were: `quantization`, or `quantization_config`.
-    /// Fails for the formats of other programs, and for bits and groups that MLX does not have.
+    /// How the weights were quantized for MLX, if they were: `quantization`, or `quantization_config`
+    /// unless it names another program's method. Fails for bits and groups that MLX does not have.
     pub fn quantization(&self) -> Result<Option<QuantizationConfig>> {
         let block = ["quantization", "quantization_config"].into_iter().find_map(|key| {
             let value = self.json.get(key).filter(|value| !value.is_null())?;
@@ -111,9 +111,8 @@ impl Config {
         let Some(object) = block.as_object() else {
             return Err(self.invalid(format!("`{key}` is not an object")));
         };
-        if let Some(method) = object.get("quant_method") {
-            let what = format!("quantization by {method} ({})", self.path.display());
-            return Err(Error::unsupported(what, "only MLX's own formats are read"));
+        if object.contains_key("quant_method") && key != "quantization" {
+            return Ok(None);
         }
         let default = self.one_quantization(key, block)?;
         let mut layers = BTreeMap::new();
@@ -129,6 +128,25 @@ impl Config {
             }
         }
         Ok(Some(QuantizationConfig { default, layers }))
+    }
+
+    /// How another program quantized the weights, if one did: a block with `quant_method`, in the config,
+    /// in its `text_config`, or in `hf_quant_config.json` beside it.
+    pub fn foreign_quantization(&self) -> Result<Option<Value>> {
+        if self.json.get("quantization").is_some_and(|block| !block.is_null()) {
+            return Ok(None);
+        }
+        let own = [&self.json["quantization_config"], &self.json["text_config"]["quantization_config"]];
+        if let Some(block) = own.into_iter().find(|block| !block.is_null()) {
+            return Ok(block.get("quant_method").map(|_| block.clone()));
+        }
+        let beside = self.path.with_file_name("hf_quant_config.json");
+        if !beside.is_file() {
+            return Ok(None);
+        }
+        let mut block = Self::read(&beside)?.json;
+        block["quant_method"] = "modelopt".into();
+        Ok(Some(block))
     }
 
     fn one_quantization(&self, at: &str, block: &Value) -> Result<Quantization> {

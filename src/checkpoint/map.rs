@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::transform::Transform;
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::TensorInfo;
 
 /// What rules did to one checkpoint: a graph of steps from its tensors to the model's weights.
@@ -171,6 +171,10 @@ impl WeightMap {
     ) -> Result<Vec<usize>> {
         let specs: Vec<_> = inputs.iter().map(|&at| self.spec(at)).collect();
         let made = transform.plan(&specs)?;
+        if made.len() > names.len() {
+            let message = format!("{transform}: {} names for {} parts", names.len(), made.len());
+            return Err(Error::argument("weight_rules", message));
+        }
         let first = self.tensors.len();
         let made_by = Some(self.steps.len());
         let node = |(key, (shape, dtype)): (&String, _)| Node {

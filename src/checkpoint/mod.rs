@@ -15,6 +15,7 @@
 
 mod config;
 mod files;
+pub mod foreign;
 mod map;
 mod pattern;
 mod python_json;
@@ -25,6 +26,7 @@ mod weights;
 
 pub use config::{Config, QuantizationConfig};
 pub use files::Files;
+pub use foreign::Encoding;
 pub use map::{Dropped, Row, WeightMap};
 pub use rules::{Rule, Rules};
 pub use weights::Weights;

@@ -27,6 +27,11 @@ impl<'a> Pattern<'a> {
         }
     }
 
+    /// Whether it is one name, of any shape.
+    pub(super) fn is_literal(&self) -> bool {
+        self.shape.is_none() && next_wildcard(self.name).is_none()
+    }
+
     pub(super) fn name(&self) -> &'a str {
         self.name
     }

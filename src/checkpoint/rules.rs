@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::foreign::Encoding;
 use super::map::WeightMap;
 use super::pattern::{Captures, Pattern, substitute};
 use super::transform::Transform;
@@ -106,6 +107,32 @@ pub enum Rule {
         /// The dtype.
         dtype: Dtype,
     },
+    /// The same bytes as elements of another dtype, along the last axis.
+    View {
+        /// The keys.
+        key: String,
+        /// The dtype.
+        dtype: Dtype,
+    },
+    /// One tensor whose slices along an axis belong to several in turn: interleaved projections.
+    Deal {
+        /// The keys.
+        from: String,
+        /// The names of the parts: of slices 0, n, 2n, ..., of 1, n + 1, ..., and so on.
+        to: Vec<String>,
+        /// Along which axis; negative axes count from the last.
+        axis: i32,
+    },
+    /// A quantized matrix that another program has stored in parts. It applies where all parts are.
+    /// Backwards it is not defined: the parts are left out.
+    Decode {
+        /// The keys, in the order of the encoding. The first one's wildcards say where the others are.
+        from: Vec<String>,
+        /// The names of codes, scales and biases; of the first alone if the matrix becomes dense.
+        to: Vec<String>,
+        /// How it was stored.
+        encoding: Encoding,
+    },
 }
 
 /// Rules, applied in order.
@@ -177,6 +204,29 @@ impl Rules {
         self.and(Rule::Cast { key: key.into(), dtype })
     }
 
+    /// And [`Rule::View`].
+    pub fn view(self, key: &str, dtype: Dtype) -> Self {
+        self.and(Rule::View { key: key.into(), dtype })
+    }
+
+    /// And [`Rule::Deal`].
+    pub fn deal(self, from: &str, to: &[&str], axis: i32) -> Self {
+        let to = to.iter().map(|&to| to.into()).collect();
+        self.and(Rule::Deal { from: from.into(), to, axis })
+    }
+
+    /// And [`Rule::Decode`].
+    pub fn decode(self, from: &[&str], to: &[&str], encoding: Encoding) -> Self {
+        let [from, to] = [from, to].map(|names| names.iter().map(|&name| name.into()).collect());
+        self.and(Rule::Decode { from, to, encoding })
+    }
+
+    /// And all of these.
+    pub fn append(mut self, rules: Rules) -> Self {
+        self.0.extend(rules.0);
+        self
+    }
+
     /// The rules in order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.0.iter()
@@ -232,6 +282,14 @@ impl Plan {
             Rule::Reshape { key, shape } => (Transform::Reshape { shape: shape.clone() }, self.same(key)),
             Rule::Add { key, value } => (Transform::Add { value: *value }, self.same(key)),
             Rule::Cast { key, dtype } => (Transform::Cast { dtype: *dtype }, self.same(key)),
+            Rule::View { key, dtype } => (Transform::View { dtype: *dtype }, self.same(key)),
+            Rule::Deal { from, to, axis } => {
+                let parts = i32::try_from(to.len()).unwrap_or(0);
+                (Transform::Deal { axis: *axis, parts }, self.places(from, to))
+            }
+            Rule::Decode { from, to, encoding } => {
+                (Transform::Decode { encoding: *encoding }, self.in_parts(from, to))
+            }
         };
         // All inputs go before any output comes, so that one rule may exchange names.
         if transform != Transform::Tie {
@@ -270,6 +328,10 @@ impl Plan {
     /// The keys that match, with their tensors.
     fn matching(&self, pattern: &str) -> Vec<(String, usize, Captures<'_>)> {
         let pattern = Pattern::new(pattern);
+        if pattern.is_literal() {
+            let at = self.current.get_key_value(pattern.name());
+            return at.map(|(key, &at)| (key.clone(), at, Captures::default())).into_iter().collect();
+        }
         let found = self.current.iter().filter_map(|(key, &at)| {
             let captures = pattern.captures(key, &self.map.info(at).shape)?;
             Some((key.clone(), at, captures))
@@ -300,6 +362,19 @@ impl Plan {
             Ok((inputs, vec![substitute(to, captures)]))
         };
         self.matching(first).iter().map(place).collect()
+    }
+
+    /// Where all parts are, with as many names as will be needed.
+    fn in_parts(&self, from: &[String], to: &[String]) -> Vec<Place> {
+        let Some((first, rest)) = from.split_first() else { return Vec::new() };
+        let place = |(_, at, captures): &(String, usize, Captures)| {
+            let part =
+                |from: &String| self.current.get(&substitute(Pattern::new(from).name(), captures)).copied();
+            let rest = rest.iter().map(part).collect::<Option<Vec<usize>>>()?;
+            let names = to.iter().map(|to| substitute(to, captures)).collect();
+            Some((std::iter::once(*at).chain(rest).collect(), names))
+        };
+        self.matching(first).iter().filter_map(place).collect()
     }
 
     fn stacked(&self, from: &str, to: &str) -> Result<Vec<Place>> {

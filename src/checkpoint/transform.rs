@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::foreign::Encoding;
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ops;
@@ -30,6 +31,12 @@ pub(super) enum Transform {
     Add { value: f32 },
     /// Another dtype.
     Cast { dtype: Dtype },
+    /// The same bytes as another dtype.
+    View { dtype: Dtype },
+    /// One tensor whose slices along an axis belong to so many in turn.
+    Deal { axis: i32, parts: i32 },
+    /// A quantized matrix in its parts, as MLX has it.
+    Decode { encoding: Encoding },
 }
 
 /// Shape and dtype.
@@ -41,6 +48,9 @@ impl Transform {
     pub(super) fn plan(&mut self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (shape, dtype) = &inputs[0];
         let fail = |message: String| Err(Error::argument(OP, message));
+        if let Transform::Decode { encoding } = self {
+            return encoding.plan(inputs);
+        }
         if let Some((_, other)) = inputs.iter().find(|(_, other)| other != dtype) {
             return Err(Error::Dtype { op: OP, expected: *dtype, found: *other });
         }
@@ -99,6 +109,24 @@ impl Transform {
                 }
                 vec![axes.iter().map(|&axis| shape[axis as usize]).collect()]
             }
+            Transform::View { dtype: to } => {
+                let bytes = shape.last().map_or(0, |&n| i64::from(n) * dtype.size() as i64);
+                let last = i32::try_from(bytes / to.size() as i64).ok();
+                let last = last.filter(|_| bytes % to.size() as i64 == 0 && *to != Dtype::Bool);
+                let (Some(last), false) = (last, shape.is_empty()) else {
+                    return fail(format!("{shape:?} {dtype} does not come out even as {to}"));
+                };
+                return Ok(vec![(with(shape, shape.len() as i32 - 1, last), *to)]);
+            }
+            Transform::Deal { axis, parts } => {
+                *axis = positive_axis(*axis, shape.len())?;
+                let size = shape[*axis as usize];
+                if *parts <= 0 || size % *parts != 0 {
+                    return fail(format!("{size} slices along axis {axis} are not dealt out to {parts}"));
+                }
+                vec![with(shape, *axis, size / *parts); *parts as usize]
+            }
+            Transform::Decode { .. } => unreachable!("planned above"),
             Transform::Reshape { shape: to } => {
                 *to = reshaped(shape, to)?;
                 vec![to.clone()]
@@ -119,10 +147,20 @@ impl Transform {
             Transform::Reshape { shape } => ops::reshape(first, shape)?,
             Transform::Add { value } => ops::add(first, *value)?,
             Transform::Cast { dtype } => ops::astype(first, *dtype)?,
+            Transform::View { dtype } => ops::view(first, *dtype)?,
+            Transform::Deal { axis, parts } => {
+                let (zeros, ends) = (vec![0; first.ndim()], first.shape().to_vec());
+                let part = |i: i32| {
+                    let strides = with(&vec![1; first.ndim()], *axis, *parts);
+                    ops::slice(first, &with(&zeros, *axis, i), &ends, &strides)
+                };
+                return (0..*parts).map(part).collect();
+            }
+            Transform::Decode { encoding } => return encoding.decode(inputs),
         }])
     }
 
-    /// The inputs, which were as `inputs` says, from the outputs.
+    /// The inputs, which were as `inputs` says, from the outputs. None for what was decoded.
     pub(super) fn backwards(&self, outputs: &[Array], inputs: &[Spec]) -> Result<Vec<Array>> {
         let (first, (shape, dtype)) = (&outputs[0], &inputs[0]);
         Ok(vec![match self {
@@ -146,6 +184,12 @@ impl Transform {
             Transform::Reshape { .. } => ops::reshape(first, shape)?,
             Transform::Add { value } => ops::subtract(first, *value)?,
             Transform::Cast { .. } => ops::astype(first, *dtype)?,
+            Transform::View { .. } => ops::view(&ops::contiguous(first, false)?, *dtype)?,
+            Transform::Deal { axis, .. } => {
+                let dealt = ops::stack(outputs, *axis + 1)?;
+                ops::reshape(&dealt, shape)?
+            }
+            Transform::Decode { .. } => return Ok(Vec::new()),
         }])
     }
 }
@@ -162,6 +206,9 @@ impl fmt::Display for Transform {
             Transform::Reshape { shape } => write!(f, "reshape {shape:?}"),
             Transform::Add { value } => write!(f, "add {value}"),
             Transform::Cast { dtype } => write!(f, "cast to {dtype}"),
+            Transform::View { dtype } => write!(f, "view as {dtype}"),
+            Transform::Deal { axis, parts } => write!(f, "deal to {parts} along {axis}"),
+            Transform::Decode { encoding } => write!(f, "decode {encoding}"),
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Weights by path.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{Display, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::map::WeightMap;
-use super::{Files, Rules, nearest};
+use super::{Config, Files, QuantizationConfig, Rules, foreign, nearest};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
+use crate::ops::Quantization;
 
 /// The weights of a model at some path: a cheap handle that a layer reads its parameters from.
 ///
@@ -26,11 +27,15 @@ pub struct Weights {
 struct Root {
     source: Source,
     map: WeightMap,
+    /// What the config says.
+    quantization: Option<QuantizationConfig>,
     /// The tensors of `map` that were computed.
     computed: RefCell<HashMap<usize, Array>>,
     taken: RefCell<BTreeSet<String>>,
     /// Names that were asked for and are not there.
     absent: RefCell<BTreeSet<String>>,
+    /// The matrices that were read, and how they are quantized.
+    matrices: RefCell<BTreeMap<String, Option<Quantization>>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +59,16 @@ impl Weights {
     pub fn open(dir: &Path, rules: &Rules) -> Result<Self> {
         let files = Files::open(dir)?;
         let map = rules.plan(&files.tensors()?).map_err(|e| Error::invalid(dir, e))?;
-        Ok(Self::new(Source::Files(files), map))
+        Ok(Self::new(Source::Files(files), map, None))
+    }
+
+    /// As [`open`](Self::open), for the checkpoint that `config` is of: what another program has quantized
+    /// is decoded first, and the config's quantization must be that of the weights.
+    pub fn of(config: &Config, dir: &Path, rules: &Rules) -> Result<Self> {
+        let files = Files::open(dir)?;
+        let rules = foreign::rules(config, &files)?.append(rules.clone());
+        let map = rules.plan(&files.tensors()?).map_err(|e| Error::invalid(dir, e))?;
+        Ok(Self::new(Source::Files(files), map, config.quantization()?))
     }
 
     /// Weights that are in memory: for training and tests.
@@ -67,12 +81,12 @@ impl Weights {
         };
         let mut tensors: Vec<TensorInfo> = arrays.iter().map(info).collect();
         tensors.sort_by(|a, b| a.key.cmp(&b.key));
-        Self::new(Source::Arrays(arrays), WeightMap::identity(&tensors))
+        Self::new(Source::Arrays(arrays), WeightMap::identity(&tensors), None)
     }
 
-    fn new(source: Source, map: WeightMap) -> Self {
+    fn new(source: Source, map: WeightMap, quantization: Option<QuantizationConfig>) -> Self {
         let (computed, taken, absent) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
-        let root = Root { source, map, computed, taken, absent };
+        let root = Root { source, map, quantization, computed, taken, absent, matrices: RefCell::default() };
         Self { root: Rc::new(root), path: String::new() }
     }
 
@@ -132,6 +146,30 @@ impl Weights {
     /// count as taking them.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
         self.root.map.targets().filter(|tensor| self.is_under(&tensor.key))
+    }
+
+    /// What the config says of the layer at this path, if it names it: how it is quantized, or that it is
+    /// not.
+    pub fn named_quantization(&self) -> Option<Option<Quantization>> {
+        self.root.quantization.as_ref()?.layers.get(&self.path).copied()
+    }
+
+    /// The matrices that were read, by the paths of their layers, and how each is quantized. These are
+    /// what can be quantized; norms, convolutions and the like are not among them.
+    pub fn matrices(&self) -> BTreeMap<String, Option<Quantization>> {
+        self.root.matrices.borrow().clone()
+    }
+
+    /// Remembers that a matrix was read here.
+    pub(crate) fn note_matrix(&self, how: Option<Quantization>) {
+        self.root.matrices.borrow_mut().insert(self.path.clone(), how);
+    }
+
+    /// The weight at a full path, computed anew: it and what leads to it are dropped with the array.
+    pub(crate) fn fresh(&self, path: &str) -> Result<Array> {
+        let missing = || Error::MissingWeight { path: path.to_owned(), file: self.file() };
+        let at = self.root.map.target(path).ok_or_else(missing)?;
+        self.root.map.compute(at, &mut HashMap::new(), &|key| self.root.source.array(key))
     }
 
     /// How the weights came from the checkpoint.

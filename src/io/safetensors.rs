@@ -183,8 +183,12 @@ pub(super) fn name_of(dtype: Dtype) -> StDtype {
     }
 }
 
-/// The dtype of MLX, if it has this one.
+/// The dtype of MLX, if it has this one. 8-bit floats and exponents are bytes there: whoever reads
+/// them says what they mean.
 fn dtype_of(dtype: StDtype) -> Option<Dtype> {
+    if matches!(dtype, StDtype::F8_E4M3 | StDtype::F8_E8M0) {
+        return Some(Dtype::Uint8);
+    }
     Dtype::ALL.iter().copied().find(|&d| name_of(d) == dtype)
 }
 

@@ -29,13 +29,11 @@ macro_rules! models {
         /// weights that are missing, have another shape, or are of no use to the model.
         pub fn load(dir: &Path) -> Result<Box<dyn LanguageModel>> {
             let config = Config::load(dir)?;
-            // Fails for formats that are not MLX's; how each weight is quantized its shapes say.
-            config.quantization()?;
             match config.model_type()? {
                 $($($name)|+ => {
                     let args: $($module)::+::Args = config.args()?;
                     args.check().map_err(|e| Error::invalid(config.path(), e))?;
-                    let weights = Weights::open(dir, &$($module)::+::rules(&args))?;
+                    let weights = Weights::of(&config, dir, &$($module)::+::rules(&args))?;
                     let model = $($module)::+::model(&args, &weights)?;
                     weights.finish()?;
                     Ok(Box::new(model))

@@ -29,8 +29,23 @@ pub enum Weight {
 impl Weight {
     /// The matrix `weight` at the path of `w`. It is quantized if there are `scales` beside it; shapes
     /// and the dtype of the scales then say how. Fails unless its shape is `[..., rows, columns]` as
-    /// given.
+    /// given, and if the config names this layer and says otherwise.
     pub fn load(w: &Weights, shape: &[i32]) -> Result<Self> {
+        let loaded = Self::of_shapes(w, shape)?;
+        let found = match &loaded {
+            Weight::Dense(_) => None,
+            Weight::Quantized { how, .. } => Some(*how),
+        };
+        if let Some(named) = w.named_quantization().filter(|named| *named != found) {
+            let [named, found] = [named, found].map(|how| how.map_or("dense".into(), |how| how.to_string()));
+            let message = format!("weight `{}` is {found}, and the config says {named}", w.path());
+            return Err(Error::invalid(w.file(), message));
+        }
+        w.note_matrix(found);
+        Ok(loaded)
+    }
+
+    fn of_shapes(w: &Weights, shape: &[i32]) -> Result<Self> {
         if !w.contains("scales") {
             let weight = w.get_shaped("weight", shape)?;
             if !weight.dtype().is_floating() {

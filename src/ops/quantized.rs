@@ -95,8 +95,14 @@ impl Quantization {
         if fits {
             return Ok(());
         }
+        Err(Error::argument(op, format!("{self} does not exist")))
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mode, group_size, bits } = self;
-        Err(Error::argument(op, format!("{mode} with {bits} bits in groups of {group_size} does not exist")))
+        write!(f, "{mode} with {bits} bits in groups of {group_size}")
     }
 }
 

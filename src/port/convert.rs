@@ -82,7 +82,7 @@ impl Conversion {
 /// Writes the checkpoint under the model's names into `model`, a folder that appears whole or not
 /// at all.
 pub(super) fn convert(source: &Path, plan: &Plan, model: &Path) -> Result<Conversion> {
-    let weights = Weights::open(source, &plan.rules)?;
+    let weights = Weights::of(&Config::load(source)?, source, &plan.rules)?;
     let map: &WeightMap = weights.map();
     let names: Vec<String> = map.targets().map(|tensor| tensor.key.clone()).collect();
     let arrays = names.into_iter().map(|name| Ok((name.clone(), weights.get(&name)?)));

@@ -134,7 +134,9 @@ fn quantization_that_mlx_lacks_is_refused() {
     let refusal = |block| {
         parse(&format!(r#"{{"quantization_config": {block}}}"#)).quantization().unwrap_err().to_string()
     };
-    assert!(refusal(r#"{"quant_method": "gptq", "bits": 4}"#).contains("\"gptq\""));
+    let foreign = parse(r#"{"quantization_config": {"quant_method": "gptq", "bits": 7}}"#);
+    assert_eq!(foreign.quantization().unwrap(), None);
+    assert_eq!(foreign.foreign_quantization().unwrap().unwrap()["quant_method"], "gptq");
     assert!(refusal(r#"{"bits": 7}"#).contains("7 bits"));
     assert!(refusal(r#"{"bits": 4, "group_size": 0}"#).contains("groups of 0"));
     assert!(refusal(r#"{"bits": 4294967300}"#).contains("4294967300"));

@@ -1,6 +1,7 @@
 //! Checkpoints: files that are as they should be, and files that are not.
 
 mod config;
+mod foreign;
 mod mutations;
 mod numpy;
 mod raw;

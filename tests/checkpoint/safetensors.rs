@@ -137,9 +137,9 @@ fn shapes_that_do_not_fit_are_refused() {
 
 #[test]
 fn dtypes_that_mlx_lacks_name_the_tensor() {
-    let header = r#"{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}"#;
+    let header = r#"{"a":{"dtype":"F8_E5M2","shape":[1],"data_offsets":[0,1]}}"#;
     refused(header, 1, "tensor `a`");
-    refused(header, 1, "no dtype F8_E4M3");
+    refused(header, 1, "no dtype F8_E5M2");
 }
 
 #[test]
