@@ -75,9 +75,12 @@ impl Config {
     pub fn unknown_model_type(&self, known: &[&str]) -> Error {
         let model_type = self.model_type().unwrap_or_default();
         let near = nearest(model_type, known.iter().copied(), 3);
-        let near = if near.is_empty() { known.to_vec() } else { near };
+        let near = match near.is_empty() {
+            true => "`mlxport models` lists those that are".to_owned(),
+            false => format!("the nearest: {}", near.join(", ")),
+        };
         let what = format!("model_type `{model_type}` ({})", self.path.display());
-        Error::unsupported(what, format!("there is no such model here; the nearest: {}", near.join(", ")))
+        Error::unsupported(what, format!("there is no such model here; {near}"))
     }
 
     /// The config as a model's own type. Fails with the key that is missing, or is not what it should

@@ -12,6 +12,7 @@ mod sampling;
 mod structured;
 #[cfg(feature = "text")]
 mod text;
+mod zoo;
 
 use std::path::PathBuf;
 

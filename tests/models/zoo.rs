@@ -1,0 +1,218 @@
+//! Every architecture against mlx-lm and transformers: `tests/fixtures/zoo`, made by `tests/oracle/zoo.py`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use half::{bf16, f16};
+use mlxport::models::{self, LanguageModel};
+use mlxport::{Array, Dtype, ops};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The largest error of logits over their standard deviation: in `float32`, and else.
+const EXACT: f64 = 2e-4;
+const REDUCED: f64 = 2e-3;
+
+/// How the positions are cut for a pass with a cache; as in `zoo.py`.
+const PIECES: [i32; 5] = [5, 1, 6, 1, 1];
+
+#[derive(Deserialize)]
+struct Fixture {
+    case: String,
+    framework: String,
+    config: Value,
+    config_legacy: Option<Value>,
+    seed: u64,
+    ids: Vec<Vec<i32>>,
+    columns: Vec<i32>,
+    std: f64,
+    noise: f64,
+    greedy: Vec<i32>,
+    logits: String,
+    /// Where the source has other logits with a cache.
+    cached_logits: Option<String>,
+    tensors: Vec<String>,
+}
+
+impl Fixture {
+    fn all() -> Vec<Self> {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
+        let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files.iter().map(|file| serde_json::from_slice(&fs::read(file).unwrap()).unwrap()).collect()
+    }
+
+    fn tolerance(&self) -> f64 {
+        let exact = self.tensors.iter().all(|line| line.contains(" F32 "));
+        let limit = if exact { EXACT } else { REDUCED };
+        limit.max(20.0 * self.noise / self.std)
+    }
+
+    /// Writes the checkpoint: its weights are functions of their names.
+    fn checkpoint(&self, config: &Value) -> tempfile::TempDir {
+        let tmp = tempfile::tempdir().unwrap();
+        fs::write(tmp.path().join("config.json"), config.to_string()).unwrap();
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for line in &self.tensors {
+            let (key, dtype, shape, bytes) = drawn(line, self.seed);
+            let start = data.len();
+            data.extend(bytes);
+            header
+                .insert(key, json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }));
+        }
+        let header = Value::Object(header).to_string();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.into_bytes());
+        file.extend(data);
+        fs::write(tmp.path().join("model.safetensors"), file).unwrap();
+        tmp
+    }
+
+    fn expected(&self, packed: &str) -> Vec<f32> {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
+        bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    }
+
+    fn ids(&self) -> Array {
+        let (rows, length) = (self.ids.len() as i32, self.ids[0].len() as i32);
+        Array::from_slice(&self.ids.concat(), &[rows, length]).unwrap()
+    }
+
+    /// The recorded columns of the logits of a pass in these pieces; without any, in one without a cache.
+    fn logits(&self, model: &dyn LanguageModel, pieces: &[i32]) -> mlxport::Result<Vec<f32>> {
+        let ids = self.ids();
+        let mut cache = if pieces.is_empty() { model.make_cache().stateless() } else { model.make_cache() };
+        let whole = [ids.shape()[1]];
+        let (mut start, mut parts) = (0, Vec::new());
+        for length in if pieces.is_empty() { &whole[..] } else { pieces } {
+            let piece = super::columns(&ids, start, start + length);
+            parts.push(model.forward(&piece, &mut cache)?);
+            start += length;
+        }
+        let logits = ops::astype(&ops::concatenate(&parts, 1)?, Dtype::Float32)?;
+        let columns = Array::from_slice(&self.columns, &[self.columns.len() as i32])?;
+        ops::take(&logits, &columns, -1)?.to_vec()
+    }
+
+    /// What differs from the source, if anything does.
+    fn failures(&self, dir: &Path) -> Vec<String> {
+        let model = match models::load(dir) {
+            Ok(model) => model,
+            Err(error) => return vec![error.to_string()],
+        };
+        let mut failures = Vec::new();
+        let full = self.expected(&self.logits);
+        let cached = self.cached_logits.as_ref().map(|packed| self.expected(packed));
+        // Where the two differ, the pass with a cache is what the model generates by.
+        let passes = match &cached {
+            Some(cached) => vec![(&PIECES[..], cached)],
+            None => vec![(&[][..], &full), (&PIECES[..], &full), (&[1; 14][..], &full)],
+        };
+        for (pieces, expected) in passes {
+            match self.logits(&*model, pieces) {
+                Ok(logits) => {
+                    let error = largest_difference(&logits, expected) / self.std;
+                    if error.is_nan() || error > self.tolerance() {
+                        failures.push(format!("in {pieces:?}: {error:.1e}, above {:.1e}", self.tolerance()));
+                    }
+                }
+                Err(error) => failures.push(format!("in {pieces:?}: {error}")),
+            }
+        }
+        if cached.is_none() {
+            let greedy = self.greedy(&*model);
+            if greedy != self.greedy {
+                failures.push(format!("greedy tokens {greedy:?}, not {:?}", self.greedy));
+            }
+        }
+        failures
+    }
+
+    fn greedy(&self, model: &dyn LanguageModel) -> Vec<i32> {
+        let mut cache = model.make_cache();
+        let length = self.ids[0].len() as i32;
+        let mut next = super::columns(&self.ids(), 0, length).index(0..1).unwrap();
+        let mut tokens = Vec::new();
+        while tokens.len() < self.greedy.len() {
+            let logits = model.forward(&next, &mut cache).unwrap();
+            let token = ops::argmax(&logits.index((0, -1)).unwrap(), 0, false).unwrap();
+            let token = ops::astype(&token, Dtype::Int32).unwrap();
+            tokens.push(token.item::<i32>().unwrap());
+            next = ops::reshape(&token, &[1, 1]).unwrap();
+        }
+        tokens
+    }
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { f64::from((a - b).abs()) });
+    differences.fold(0.0, |worst, d| if d.is_nan() || worst < d { d } else { worst })
+}
+
+/// Name, dtype, shape and bytes of the tensor that a line of a recipe stands for; as in `zoo.py`.
+fn drawn(line: &str, seed: u64) -> (String, String, Vec<usize>, Vec<u8>) {
+    let fields: Vec<&str> = line.rsplitn(5, ' ').collect();
+    let [high, low, shape, dtype, key] = fields[..] else { panic!("{line}") };
+    let shape: Vec<usize> = match shape {
+        "-" => Vec::new(),
+        sizes => sizes.split('x').map(|size| size.parse().unwrap()).collect(),
+    };
+    let mut state = 0xCBF2_9CE4_8422_2325u64;
+    for byte in key.bytes() {
+        state = (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+    }
+    state = state.wrapping_add(seed.wrapping_mul(0xD134_2543_DE82_EF95));
+    let mut bytes = Vec::new();
+    for i in 1..=shape.iter().product::<usize>() as u64 {
+        let mut z = state.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let hash = z ^ (z >> 31);
+        let integer = || {
+            let (low, high): (i64, i64) = (low.parse().unwrap(), high.parse().unwrap());
+            low + ((hash >> 32) % (high - low + 1) as u64) as i64
+        };
+        let float = || {
+            let (mean, spread): (f64, f64) = (low.parse().unwrap(), high.parse().unwrap());
+            let unit = (hash >> 11) as f64 * 2f64.powi(-53);
+            (mean + spread * 3f64.sqrt() * (2.0 * unit - 1.0)) as f32
+        };
+        match dtype {
+            "F32" => bytes.extend(float().to_le_bytes()),
+            "F16" => bytes.extend(f16::from_f32(float()).to_le_bytes()),
+            "BF16" => bytes.extend(bf16::from_f32(float()).to_le_bytes()),
+            "U8" | "F8_E4M3" => bytes.push(integer() as u8),
+            "U32" => bytes.extend((integer() as u32).to_le_bytes()),
+            "I32" => bytes.extend((integer() as i32).to_le_bytes()),
+            "I64" => bytes.extend(integer().to_le_bytes()),
+            other => panic!("{other}"),
+        }
+    }
+    (key.to_owned(), dtype.to_owned(), shape, bytes)
+}
+
+#[test]
+fn every_architecture_gives_the_logits_of_its_source() {
+    let mut failed = Vec::new();
+    for fixture in Fixture::all() {
+        let configs = [Some(&fixture.config), fixture.config_legacy.as_ref()];
+        for (config, spelling) in configs.into_iter().zip(["", " (older config)"]) {
+            let Some(config) = config else { continue };
+            let tmp = fixture.checkpoint(config);
+            let name = format!("{} of {}{spelling}", fixture.case, fixture.framework);
+            failed.extend(fixture.failures(tmp.path()).iter().map(|failure| format!("{name}: {failure}")));
+        }
+    }
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn every_model_type_has_a_fixture() {
+    let model_type = |fixture: &Fixture| fixture.config["model_type"].as_str().unwrap_or_default().to_owned();
+    let covered: BTreeSet<String> = Fixture::all().iter().map(model_type).collect();
+    let missing: Vec<_> = models::MODEL_TYPES.iter().filter(|name| !covered.contains(**name)).collect();
+    assert!(missing.is_empty(), "no fixture for {missing:?}");
+}

@@ -1,0 +1,289 @@
+"""Freezes what mlx-lm or transformers computes for folders of tiny checkpoints: `tests/fixtures/zoo/`.
+
+    python zoo.py --framework mlx|hf [--oracle DIR] [--only NAME,...] CASES...
+
+CASES are folders of case directories (`config.json`, `model.safetensors`, `case.json`, perhaps
+`config_legacy.json`), as the generators of the reference write them. Their weights are not kept: each tensor is
+drawn anew by a counter-based generator from its name, shape, and the mean and spread it has in the case, which
+`tests/models/zoo.rs` does in the same way. DIR is the folder of the mlx-lm generator, for its repairs.
+
+A fixture is one JSON file: the config, a line for each tensor, token ids, and some columns of the logits of
+each position. Redrawn with other seeds where noise of 1e-6 in the weights moves the logits much.
+"""
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+
+OUT = Path(__file__).resolve().parent.parent / "fixtures" / "zoo"
+LENGTH, PIECES, COLUMNS, GREEDY, ATTEMPTS = 14, [5, 1, 6, 1, 1], 24, 4, 6
+# Noise of 1e-6 may move the logits by this part of their standard deviation.
+MAX_NOISE = 1e-4
+GOLDEN = 0x9E3779B97F4A7C15
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+INTEGERS = {"U8": "u1", "I8": "i1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F8_E4M3": "u1"}
+
+
+def read_tensors(path):
+    """Name, dtype, shape and values (raw where they are packed) of a safetensors file."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    for key, entry in sorted(header.items()):
+        if key == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        raw, dtype = data[end + start : end + stop], entry["dtype"]
+        if dtype == "BF16":
+            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(raw, FLOATS.get(dtype) or INTEGERS[dtype])
+        yield key, dtype, entry["shape"], values.reshape(entry["shape"])
+
+
+def recipe(key, dtype, shape, values):
+    """One line: name, dtype, shape, and what to draw: mean and spread, or the lowest and highest integer."""
+    if dtype in FLOATS or dtype == "BF16":
+        finite = values.astype(np.float64)
+        low, high = (finite.mean(), finite.std()) if values.size else (0.0, 0.0)
+        numbers = f"{low:.4g} {high:.4g}"
+    else:
+        numbers = f"{int(values.min())} {int(values.max())}" if values.size else "0 0"
+    return f"{key} {dtype} {'x'.join(map(str, shape)) or '-'} {numbers}"
+
+
+def hashes(key, seed, count):
+    state = 0xCBF29CE484222325
+    for byte in key.encode():
+        state = ((state ^ byte) * 0x100000001B3) & (2**64 - 1)
+    state = (state + seed * 0xD1342543DE82EF95) & (2**64 - 1)
+    with np.errstate(over="ignore"):
+        z = np.uint64(state) + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def draw(line, seed):
+    """Name, dtype, shape and bytes of the tensor that a line of a recipe stands for."""
+    key, dtype, shape, low, high = line.rsplit(" ", 4)
+    shape = [] if shape == "-" else [int(n) for n in shape.split("x")]
+    h = hashes(key, seed, int(np.prod(shape, dtype=np.int64)))
+    if dtype in INTEGERS:
+        low, high = int(low), int(high)
+        values = (low + (h >> np.uint64(32)) % np.uint64(high - low + 1)).astype(INTEGERS[dtype])
+        return key, dtype, shape, values.tobytes()
+    unit = (h >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    values = float(low) + float(high) * np.sqrt(3.0) * (2.0 * unit - 1.0)
+    if dtype == "BF16":
+        bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+        rounded = (bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+        return key, dtype, shape, rounded.astype("<u2").tobytes()
+    return key, dtype, shape, values.astype(np.float32).astype(FLOATS[dtype]).tobytes()
+
+
+def write_checkpoint(directory, config, lines, seed):
+    header, blobs, offset = {"__metadata__": {"format": "mlx"}}, [], 0
+    for line in lines:
+        key, dtype, shape, raw = draw(line, seed)
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(raw)]}
+        blobs.append(raw)
+        offset += len(raw)
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    (directory / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"".join(blobs))
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+class Mlx:
+    def __init__(self, oracle):
+        if oracle:
+            sys.path.insert(0, str(oracle))
+            # mlx-lm's olmo asks for this package and uses nothing of it.
+            sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")
+            __import__("repairs").install()
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+        from mlx_lm import __version__, utils
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self.mx, self.flatten, self.utils, self.make_cache = mx, tree_flatten, utils, make_prompt_cache
+        self.name = f"mlx-lm {__version__}"
+
+    def load(self, directory):
+        model, _ = self.utils.load_model(directory)
+        if hasattr(model, "_dummy_tokenizer_ids"):
+            model._dummy_tokenizer_ids = self.mx.array([], dtype=self.mx.int32)
+        return model
+
+    def forward(self, model, ids, pieces):
+        cache, start, parts = self.make_cache(model) if pieces else None, 0, []
+        for n in pieces or [ids.shape[1]]:
+            piece = self.mx.array(ids[:, start : start + n])
+            out = model(piece, cache=cache) if pieces else model(piece)
+            out = out[0] if isinstance(out, tuple) else out
+            parts.append(np.array(out.astype(self.mx.float32)))
+            start += n
+        return np.concatenate(parts, axis=1)
+
+    def add_noise(self, model, rng):
+        noisy = []
+        for path, p in self.flatten(model.parameters()):
+            if p.dtype in (self.mx.float32, self.mx.float16, self.mx.bfloat16):
+                noise = self.mx.array(rng.standard_normal(p.shape).astype(np.float32))
+                noisy.append((path, (p.astype(self.mx.float32) * (1 + 1e-6 * noise)).astype(p.dtype)))
+        model.load_weights(noisy, strict=False)
+        for _, module in model.named_modules():
+            for key in [k for k in list(vars(module)) + list(module.keys()) if k.endswith("_w_eff")]:
+                setattr(module, key, None)
+
+
+class Transformers:
+    def __init__(self, _):
+        import torch
+        import transformers
+
+        torch.set_num_threads(1)
+        transformers.utils.logging.disable_progress_bar()
+        self.torch, self.transformers = torch, transformers
+        self.name = f"transformers {transformers.__version__}"
+
+    def load(self, directory):
+        load = self.transformers.AutoModelForCausalLM.from_pretrained
+        model, info = load(
+            directory, dtype=self.torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        bad = [key for key in info["missing_keys"] if "lm_head" not in key and "inv_freq" not in key]
+        if bad or info["mismatched_keys"]:
+            raise RuntimeError(f"transformers misses {bad[:3]} {list(info['mismatched_keys'])[:3]}")
+        return model.eval()
+
+    def forward(self, model, ids, pieces):
+        past, start, parts = None, 0, []
+        with self.torch.no_grad():
+            for n in pieces or [ids.shape[1]]:
+                piece = self.torch.tensor(ids[:, start : start + n].astype(np.int64))
+                out = model(piece, past_key_values=past, use_cache=bool(pieces))
+                past = out.get("past_key_values", out.get("cache_params")) if pieces else None
+                parts.append(out.logits.float().numpy())
+                start += n
+        return np.concatenate(parts, axis=1)
+
+    def add_noise(self, model, rng):
+        with self.torch.no_grad():
+            for p in model.parameters():
+                noise = self.torch.tensor(rng.standard_normal(tuple(p.shape)).astype(np.float32))
+                p.mul_(1 + 1e-6 * noise)
+
+
+def spread(a, b):
+    with np.errstate(invalid="ignore"):
+        return float(np.where(a == b, 0.0, np.abs(a - b)).max())
+
+
+def freeze(framework, directory):
+    config = json.loads((directory / "config.json").read_text())
+    case = json.loads((directory / "case.json").read_text())
+    lines = [recipe(*tensor) for tensor in read_tensors(directory / "model.safetensors")]
+    best = None
+    for seed in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, len(lines)])
+        with tempfile.TemporaryDirectory() as tmp:
+            tmp = Path(tmp)
+            write_checkpoint(tmp, config, lines, seed)
+            model = framework.load(tmp)
+        vocab = framework.forward(model, np.zeros((1, 1), np.int32), None).shape[-1]
+        ids = rng.integers(0, vocab, (2, LENGTH)).astype(np.int32)
+        full = framework.forward(model, ids, None)
+        if not np.isfinite(full).all():
+            continue
+        try:
+            cached = framework.forward(model, ids, PIECES)
+        except Exception:
+            cached = full
+        greedy, row, margin = [], ids[:1], np.inf
+        for _ in range(GREEDY):
+            last = framework.forward(model, row, None)[0, -1]
+            top = np.sort(last)[-2:]
+            margin = min(margin, float(top[1] - top[0]))
+            greedy.append(int(last.argmax()))
+            row = np.concatenate([row, [[greedy[-1]]]], axis=1).astype(np.int32)
+        framework.add_noise(model, rng)
+        noise = spread(framework.forward(model, ids, None), full)
+        std = float(full.std())
+        score = max(noise / (MAX_NOISE * std), 20 * noise / max(margin, 1e-9))
+        columns = np.sort(rng.choice(vocab, min(COLUMNS, vocab), replace=False))
+        pack = lambda a: base64.b64encode(np.ascontiguousarray(a[..., columns], "<f4").tobytes()).decode()
+        fixture = {
+            "case": directory.name,
+            "framework": framework.name,
+            "notes": case.get("notes", ""),
+            "config": config,
+            "seed": seed,
+            "ids": ids.tolist(),
+            "columns": columns.tolist(),
+            "std": std,
+            "noise": noise,
+            "greedy": greedy,
+            "logits": pack(full),
+            "tensors": lines,
+        }
+        if (directory / "config_legacy.json").exists():
+            fixture["config_legacy"] = json.loads((directory / "config_legacy.json").read_text())
+        if spread(cached, full) > max(20 * noise, 1e-3 * std):
+            fixture["cached_logits"] = pack(cached)
+        if best is None or score < best[0]:
+            best = (score, fixture)
+        if score <= 1:
+            break
+    if best is None:
+        raise RuntimeError("the logits are not finite with any seed")
+    return best
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--framework", choices=["mlx", "hf"], required=True)
+    parser.add_argument("--oracle", type=Path)
+    parser.add_argument("--only", default="", help="names of cases or architectures")
+    parser.add_argument("cases", nargs="+", type=Path)
+    args = parser.parse_args()
+    framework = {"mlx": Mlx, "hf": Transformers}[args.framework](args.oracle)
+    only = {name for name in args.only.split(",") if name}
+    OUT.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for folder in args.cases:
+        for directory in sorted(path.parent for path in folder.rglob("case.json")):
+            if only and directory.name not in only and directory.name.split("__")[0] not in only:
+                continue
+            try:
+                score, fixture = freeze(framework, directory)
+            except Exception as error:
+                failed += 1
+                print(f"FAIL {directory.name:40} {type(error).__name__}: {str(error)[:160]}", flush=True)
+                continue
+            prefix = "" if args.framework == "mlx" else "hf-"
+            head = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in fixture.items() if k != "tensors")
+            lines = ",\n".join("  " + json.dumps(line) for line in fixture["tensors"])
+            text = "{\n" + head + ',\n "tensors": [\n' + lines + "\n ]\n}\n"
+            target = OUT / f"{prefix}{directory.name}.json"
+            (OUT / ".new").write_text(text)
+            shutil.move(OUT / ".new", target)
+            print(f"ok   {target.name:44} {len(text):7} bytes, noise {score:.2f} of the limit, seed {fixture['seed']}", flush=True)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
