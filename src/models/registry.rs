@@ -46,22 +46,29 @@ macro_rules! models {
 
 models! {
     "bitnet" => lm::bitnet;
+    "ernie4_5_moe" => lm::ernie4_5_moe;
+    "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
     "gpt_neox" => lm::gpt_neox;
+    "gpt_oss" => lm::gpt_oss;
     "gptj" => lm::gptj;
+    "granitemoe" => lm::granitemoe;
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
     "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
     "minicpm" => lm::minicpm;
+    "mixtral" => lm::mixtral;
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
     "phi" => lm::phi;
     "phixtral" | "phi-msft" => lm::phixtral;
     "qwen3" => lm::qwen3;
+    "qwen3_moe" | "qwen2_moe" => lm::qwen3_moe;
+    "qwen3_vl_moe" => lm::qwen3_vl_moe;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
     "talkie" => lm::talkie;

@@ -46,6 +46,14 @@ pub fn swiglu(gate: &Array, x: &Array) -> Result<Array> {
     silu(gate)? * x
 }
 
+/// `gate sigmoid(alpha gate) (x + 1)`, with `gate` at most `limit` and `x` between `-limit` and `limit`
+/// (OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025).
+pub fn clamped_swiglu(gate: &Array, x: &Array, alpha: f32, limit: f32) -> Result<Array> {
+    let gate = ops::minimum(gate, limit)?;
+    let x = ops::clip(x, -limit..=limit)?;
+    (&gate * ops::sigmoid(&(&gate * alpha)?)?)? * (x + 1)?
+}
+
 /// An activation function by the name that configs give it (`hidden_act`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

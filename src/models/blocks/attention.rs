@@ -77,6 +77,9 @@ pub struct Attention {
     pub k_norm: Option<Norm>,
     /// Whether the norms come after the positions.
     pub norms_after_rope: bool,
+    /// The logit of a share of each head's attention that goes nowhere, `[heads]` (Xiao et al., "Efficient
+    /// Streaming Language Models with Attention Sinks", 2023), and where the checkpoint has it.
+    pub sinks: Option<(&'static str, Array)>,
     /// `None` for a layer without rotary positions.
     pub rope: Option<Rope>,
     /// Query heads.
@@ -132,6 +135,7 @@ impl Attention {
             q_norm: None,
             k_norm: None,
             norms_after_rope: false,
+            sinks: None,
             rope: None,
             heads,
             kv_heads,
@@ -185,7 +189,8 @@ impl Attention {
         let queries = self.place(&queries, self.q_norm.as_ref(), cache)?;
         let keys = self.place(&keys, self.k_norm.as_ref(), cache)?;
         let seen = cache.update(&keys, &values)?;
-        merge_heads(&attend(&queries, &seen, self.scale, &mask, None)?)
+        let sinks = self.sinks.as_ref().map(|(_, sinks)| sinks);
+        merge_heads(&attend(&queries, &seen, self.scale, &mask, sinks)?)
     }
 }
 
@@ -217,6 +222,9 @@ impl Module for Attention {
         self.o_proj.visit(&join(path, names.o), f);
         self.q_norm.visit(&join(path, names.q_norm), f);
         self.k_norm.visit(&join(path, names.k_norm), f);
+        if let Some((name, sinks)) = &self.sinks {
+            sinks.visit(&join(path, name), f);
+        }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         let names = self.names;
@@ -231,6 +239,9 @@ impl Module for Attention {
         self.o_proj.visit_mut(&join(path, names.o), f);
         self.q_norm.visit_mut(&join(path, names.q_norm), f);
         self.k_norm.visit_mut(&join(path, names.k_norm), f);
+        if let Some((name, sinks)) = &mut self.sinks {
+            sinks.visit_mut(&join(path, name), f);
+        }
     }
 }
 

@@ -15,5 +15,5 @@ pub use decoder::{
 };
 pub use mlp::{Mlp, MlpNames, PlainMlp};
 pub use moe::{Moe, MoeNames};
-pub use router::{Groups, Routing, Scoring};
+pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};

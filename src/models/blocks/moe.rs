@@ -1,8 +1,8 @@
 //! The feed-forward layer that is a mixture of experts.
 
-use super::{FeedForward, Mlp, Routing, SwitchGlu, weighted_sum};
+use super::{BlockNames, FeedForward, Mlp, Routing, SwitchGlu, weighted_sum};
 use crate::array::Array;
-use crate::checkpoint::Weights;
+use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Module, join};
@@ -38,7 +38,8 @@ impl MoeNames {
 /// "DeepSeekMoE", 2024).
 #[derive(Debug)]
 pub struct Moe {
-    names: MoeNames,
+    /// Where the checkpoint has the parts.
+    pub names: MoeNames,
     /// To the logits of the experts.
     pub gate: Linear,
     /// `[experts]`: added to the scores for the choice.
@@ -51,6 +52,24 @@ pub struct Moe {
     pub shared: Option<Mlp>,
     /// The logit of how much `shared` counts; without it, it counts in full.
     pub shared_gate: Option<Linear>,
+}
+
+impl BlockNames {
+    /// Those of Mixtral, and of what is built as it is.
+    pub const MIXTRAL: BlockNames = BlockNames { mlp: "block_sparse_moe", ..Self::LLAMA };
+}
+
+impl Rules {
+    /// And experts that a checkpoint has one by one, `from.0`, `from.1`, ..., stacked at `to`. Mixtral's
+    /// names of their layers become the usual ones.
+    pub fn stack_experts(self, from: &str, to: &str) -> Self {
+        let usual = [("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")];
+        let rename = |rules: Self, (short, long)| {
+            rules.rename(format!("{from}.{{#}}.{short}.{{}}"), format!("{from}.{{#}}.{long}.{{}}"))
+        };
+        let rules = usual.into_iter().fold(self, rename);
+        rules.stack(&format!("{from}.{{#}}.{{}}.{{}}"), &format!("{to}.{{}}.{{}}"))
+    }
 }
 
 /// The layer that says how much the shared one counts.

@@ -57,6 +57,21 @@ impl Groups {
     }
 }
 
+/// The number of experts, under the names that configs have for it; some have several.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub struct ExpertCount {
+    n_routed_experts: Option<i32>,
+    num_experts: Option<i32>,
+    num_local_experts: Option<i32>,
+}
+
+impl ExpertCount {
+    /// The number; 0 if the config has none.
+    pub fn get(&self) -> i32 {
+        self.n_routed_experts.or(self.num_experts).or(self.num_local_experts).unwrap_or(0)
+    }
+}
+
 /// How tokens are sent to experts.
 #[derive(Debug, Clone, Copy)]
 pub struct Routing {

@@ -1,22 +1,29 @@
 //! Language models, one file for each architecture, named after its `model_type`.
 
 pub mod bitnet;
+pub mod ernie4_5_moe;
+pub mod glm4_moe;
 pub mod gpt2;
 pub mod gpt_bigcode;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod gptj;
+pub mod granitemoe;
 pub mod hunyuan_v1_dense;
 pub mod internlm2;
 pub mod iquestloopcoder;
 pub mod lille_130m;
 pub mod llama;
 pub mod minicpm;
+pub mod mixtral;
 pub mod nanbeige;
 pub mod nanochat;
 pub mod nemotron;
 pub mod phi;
 pub mod phixtral;
 pub mod qwen3;
+pub mod qwen3_moe;
+pub mod qwen3_vl_moe;
 pub mod stablelm;
 pub mod starcoder2;
 pub mod talkie;

@@ -1,0 +1,169 @@
+//! Qwen3 MoE: Qwen3 with experts. Qwen2 MoE has no norms of queries and keys, and a shared expert beside
+//! the others.
+
+use serde::Deserialize;
+
+use crate::checkpoint::{Rules, Weights};
+use crate::error::Result;
+use crate::models::Checks;
+use crate::models::blocks::{
+    Attention, Block, Decoder, ExpertCount, FeedForward, LayerType, Mlp, Moe, MoeNames, Names, Routing,
+    Scoring,
+};
+use crate::nn::activations::Activation;
+use crate::nn::{Rope, RopeConfig};
+
+/// The config.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Args {
+    model_type: String,
+    hidden_size: i32,
+    num_hidden_layers: usize,
+    intermediate_size: i32,
+    num_attention_heads: i32,
+    num_key_value_heads: Option<i32>,
+    head_dim: Option<i32>,
+    rms_norm_eps: f32,
+    vocab_size: i32,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(flatten)]
+    experts: ExpertCount,
+    num_experts_per_tok: i32,
+    moe_intermediate_size: i32,
+    shared_expert_intermediate_size: Option<i32>,
+    #[serde(default)]
+    norm_topk_prob: bool,
+    #[serde(default = "one")]
+    decoder_sparse_step: usize,
+    #[serde(default)]
+    mlp_only_layers: Option<Vec<usize>>,
+    layer_types: Option<Vec<LayerType>>,
+    sliding_window: Option<i32>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default = "max_window_layers")]
+    max_window_layers: usize,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn max_window_layers() -> usize {
+    28
+}
+
+impl Args {
+    /// Fails for sizes that no model has.
+    pub fn check(&self) -> Result<()> {
+        let step = self.decoder_sparse_step;
+        Checks::new("qwen3_moe")
+            .size("hidden_size", self.hidden_size)
+            .size("intermediate_size", self.intermediate_size)
+            .size("moe_intermediate_size", self.moe_intermediate_size)
+            .size("shared_expert_intermediate_size", self.shared_expert_intermediate_size.unwrap_or(1))
+            .size("vocab_size", self.vocab_size)
+            .size("sliding_window", self.sliding_window.filter(|_| self.use_sliding_window).unwrap_or(1))
+            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
+            .routing(self.experts.get(), &self.routing())
+            .that(step > 0, || format!("`decoder_sparse_step` is {step}"))
+            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
+            .eps("rms_norm_eps", self.rms_norm_eps)
+            .done()
+    }
+
+    /// Features of the model and of an expert.
+    pub(super) fn expert_size(&self) -> (i32, i32) {
+        (self.hidden_size, self.moe_intermediate_size)
+    }
+
+    fn is_qwen3(&self) -> bool {
+        self.model_type.starts_with("qwen3")
+    }
+
+    fn kv_heads(&self) -> i32 {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn head_dim(&self) -> i32 {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    fn routing(&self) -> Routing {
+        let normalize = self.norm_topk_prob;
+        Routing { normalize, ..Routing::new(self.num_experts_per_tok, Scoring::Softmax) }
+    }
+
+    fn has_experts(&self, layer: usize) -> bool {
+        let dense = self.mlp_only_layers.as_ref().is_some_and(|layers| layers.contains(&layer));
+        !dense && (layer + 1) % self.decoder_sparse_step == 0
+    }
+
+    /// How many positions a layer sees; `None` for all. Without `layer_types`, all layers of Qwen3 slide,
+    /// and every second of the first ones of Qwen2.
+    fn window(&self, layer: usize) -> Option<i32> {
+        let slides = match &self.layer_types {
+            Some(types) => types[layer] == LayerType::SlidingAttention,
+            None => self.is_qwen3() || (layer % 2 == 0 && layer < self.max_window_layers),
+        };
+        self.sliding_window.filter(|_| self.use_sliding_window && slides)
+    }
+}
+
+/// How the names of a checkpoint become the model's.
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new()
+        .drop("*.rotary_emb.inv_freq", "computed from the config")
+        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
+    if args.tie_word_embeddings { rules.drop("*lm_head.*", "tied to the embeddings") } else { rules }
+}
+
+/// The model.
+pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
+
+/// Reads the weights that `args` call for.
+pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    args.check()?;
+    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
+    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
+        Ok(Block::new(
+            attention(args, i, &w.pp("self_attn"))?,
+            feed_forward(args, i, &w.pp("mlp"))?,
+            w.rms_norm("input_layernorm", dims, eps)?,
+            w.rms_norm("post_attention_layernorm", dims, eps)?,
+        ))
+    })
+}
+
+fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
+    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
+    let norm = |name| {
+        let norm = args.is_qwen3().then(|| w.rms_norm(name, head_dim, args.rms_norm_eps)).transpose()?;
+        Ok(norm.map(Into::into))
+    };
+    Ok(Attention {
+        q_norm: norm("q_norm")?,
+        k_norm: norm("k_norm")?,
+        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
+        window: args.window(layer),
+        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+    })
+}
+
+fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
+    let dims = args.hidden_size;
+    if !args.has_experts(layer) {
+        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+    }
+    let experts = [args.experts.get(), args.moe_intermediate_size];
+    let moe = Moe::new(w, MoeNames::PLAIN, args.routing(), dims, experts)?;
+    Ok(Box::new(match args.shared_expert_intermediate_size {
+        Some(hidden) => moe.with_shared(w, dims, hidden)?,
+        None => moe,
+    }))
+}
