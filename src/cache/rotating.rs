@@ -61,7 +61,7 @@ impl RotatingKvCache {
     /// Which of the positions that the next [`update`](Self::update) returns its `length` new ones see:
     /// the last `window` (by default as many as are kept) and the first `keep`.
     pub(super) fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
-        let window = window.unwrap_or(self.size).min(self.size);
+        let window = window.unwrap_or(self.size);
         if length > 1 {
             let before = self.offset.min(self.size - 1);
             return match before + length <= window {

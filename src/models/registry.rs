@@ -45,8 +45,10 @@ macro_rules! models {
 }
 
 models! {
+    "apertus" => lm::apertus;
     "bitnet" => lm::bitnet;
     "ernie4_5_moe" => lm::ernie4_5_moe;
+    "exaone" => lm::exaone;
     "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
@@ -58,14 +60,17 @@ models! {
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
     "lille-130m" => lm::lille_130m;
-    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
+    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
     "minicpm" => lm::minicpm;
     "mixtral" => lm::mixtral;
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
+    "nemotron-nas" => lm::nemotron_nas;
     "phi" => lm::phi;
     "phixtral" | "phi-msft" => lm::phixtral;
+    "plamo" => lm::plamo;
+    "qwen" => lm::qwen;
     "qwen3" => lm::qwen3;
     "qwen3_moe" | "qwen2_moe" => lm::qwen3_moe;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
-use crate::checkpoint::{Rules, Weights};
+use crate::checkpoint::{Encoding, Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
 use crate::models::blocks::{Attention, Block, Decoder, FeedForward, Mixer, Names};
@@ -47,9 +47,15 @@ impl Args {
     }
 }
 
-/// How the names of a checkpoint become the model's.
+/// How the names of a checkpoint become the model's. Weights may be packed whether or not the config has
+/// a `quantization_config`.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    let weight = ["*.weight", "*.scales", "*.biases"];
+    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").decode(
+        &["*.weight", "*.weight_scale"],
+        &weight,
+        Encoding::Ternary { divided: false },
+    );
     if args.tied() { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
 }
 

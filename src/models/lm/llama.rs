@@ -1,5 +1,6 @@
-//! Llama, and what is built as it is: Mistral, IQuestCoder, XVERSE, InternLM3, TeleChat3, MiMo, and with
-//! neighbouring dimensions in pairs Helium and ERNIE 4.5.
+//! Llama, and what is built as it is: Mistral, IQuestCoder, XVERSE, InternLM3, TeleChat3, MiMo, Seed-OSS,
+//! with neighbouring dimensions in pairs Helium and ERNIE 4.5, and SmolLM3, some layers of which have no
+//! positions.
 
 use serde::Deserialize;
 
@@ -28,6 +29,10 @@ pub struct Args {
     tie_word_embeddings: Option<bool>,
     layer_types: Option<Vec<LayerType>>,
     sliding_window: Option<i32>,
+    /// Which layers turn queries and keys (1), and which do not (0).
+    no_rope_layers: Option<Vec<u8>>,
+    /// By default the last of so many layers does not.
+    no_rope_layer_interval: Option<usize>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -42,6 +47,7 @@ impl Args {
             .size("sliding_window", self.sliding_window.unwrap_or(1))
             .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
             .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
+            .layer_types(self.num_hidden_layers, self.no_rope_layers.as_deref())
             .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
@@ -62,6 +68,14 @@ impl Args {
             None => self.model_type == "mistral",
         };
         self.sliding_window.filter(|_| slides)
+    }
+
+    fn has_rope(&self, layer: usize) -> bool {
+        match (&self.no_rope_layers, self.model_type.as_str()) {
+            (Some(turn), _) => turn[layer] != 0,
+            (None, "smollm3") => (layer + 1) % self.no_rope_layer_interval.unwrap_or(4).max(1) != 0,
+            (None, _) => true,
+        }
     }
 }
 
@@ -100,7 +114,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     let mut rope = args.rope.clone();
     rope.rope_traditional |= matches!(args.model_type.as_str(), "ernie4_5" | "helium");
     Ok(Attention {
-        rope: Some(Rope::new(head_dim, &rope, 10_000.0)?),
+        rope: args.has_rope(layer).then(|| Rope::new(head_dim, &rope, 10_000.0)).transpose()?,
         window: args.window(layer),
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })

@@ -1,7 +1,9 @@
 //! Language models, one file for each architecture, named after its `model_type`.
 
+pub mod apertus;
 pub mod bitnet;
 pub mod ernie4_5_moe;
+pub mod exaone;
 pub mod glm4_moe;
 pub mod gpt2;
 pub mod gpt_bigcode;
@@ -19,11 +21,14 @@ pub mod mixtral;
 pub mod nanbeige;
 pub mod nanochat;
 pub mod nemotron;
+pub mod nemotron_nas;
 pub mod phi;
 pub mod phixtral;
+pub mod plamo;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod qwen3_vl_moe;
+pub mod qwen;
 pub mod stablelm;
 pub mod starcoder2;
 pub mod talkie;
