@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Outcome, Stop, check_interrupt, interrupted, print, print_json};
 use crate::generate::{FinishReason, Options, Sampling, Stats, Tokens, stop_tokens};
 use crate::models;
-use crate::text::Tokenizer;
+use crate::text::{Chat, Tokenizer};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -132,15 +132,15 @@ pub(super) fn run(args: &Args) -> Outcome {
 fn read_prompt(args: &Args) -> Result<(Option<Tokenizer>, Vec<i32>), Stop> {
     let tokenizer = || Tokenizer::load(&args.model);
     if let Some(ids) = &args.prompt.prompt_ids {
-        let has_tokenizer = args.model.join("tokenizer.json").exists();
+        let has_tokenizer = Tokenizer::exists(&args.model);
         return Ok((if has_tokenizer { Some(tokenizer()?) } else { None }, ids.clone()));
     }
     let (tokenizer, text) = (tokenizer()?, args.prompt.prompt.as_deref().unwrap_or_default());
     let ids = if args.raw || tokenizer.chat_template().is_none() {
         tokenizer.encode_prompt(text)?
     } else {
-        let messages = serde_json::json!([{ "role": "user", "content": text }]);
-        tokenizer.encode(&tokenizer.apply_chat_template(messages)?, false)?
+        let chat = Chat::new(vec![serde_json::json!({ "role": "user", "content": text })]);
+        tokenizer.encode(&tokenizer.apply_chat_template(&chat)?, false)?
     };
     Ok((Some(tokenizer), ids))
 }

@@ -1,217 +1,195 @@
-//! Chat templates: Jinja, as transformers runs it.
+//! Conversations, and the templates that write them.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, ErrorKind, Value};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
+use super::ChatTemplate;
 use crate::error::{Error, Result};
 
-/// Steps that a template may take. The largest published ones take a few thousand for each message.
-const FUEL: u64 = 10_000_000;
-const NAME: &str = "chat";
+/// The longest file with templates, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+const DEFAULT: &str = "default";
+/// Marks where the final message ends. The space at the end tells whether the template trims.
+const END: &str = "<final message ends here> ";
+/// Names that templates have for what a model thinks.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A compiled chat template.
-#[derive(Debug, Clone)]
-pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+/// A conversation, and how it is to be written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Chat {
+    /// Objects with `role` and `content`, and what else the template knows.
+    pub messages: Vec<Value>,
+    /// Tools as JSON schemas.
+    pub tools: Option<Vec<Value>>,
+    /// Documents with `title` and `text`.
+    pub documents: Option<Vec<Value>>,
+    /// Which template, for checkpoints with several. Without, `tool_use` if there are tools, or `default`.
+    pub template: Option<String>,
+    /// End where the model answers.
+    pub add_generation_prompt: bool,
+    /// End within the last message, for the model to go on.
+    pub continue_final_message: bool,
+    /// Other variables of the template, such as `enable_thinking`.
+    pub kwargs: Map<String, Value>,
 }
 
-impl ChatTemplate {
-    /// Compiles a template.
-    pub fn new(source: &str) -> Result<Self> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(template_error)?;
-        Ok(Self { environment: Arc::new(environment) })
+impl Chat {
+    /// These messages, up to where the model answers.
+    pub fn new(messages: Vec<Value>) -> Self {
+        Self { messages, add_generation_prompt: true, ..Self::default() }
     }
 
-    /// The template of a checkpoint: in `chat_template.jinja`, or in its `tokenizer_config`, where it is
-    /// a text or a list of named ones, of which `default` is taken.
-    pub(super) fn load(dir: &Path, tokenizer_config: &serde_json::Value) -> Result<Option<Self>> {
-        let path = dir.join("chat_template.jinja");
-        if path.exists() {
-            let source = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-            return Self::new(&source).map(Some);
+    /// The text, with `special` tokens such as `bos_token` by name.
+    fn write(&self, template: &ChatTemplate, special: &Map<String, Value>) -> Result<String> {
+        if self.continue_final_message && self.add_generation_prompt {
+            let message = "a final message is continued or answered, not both";
+            return Err(Error::argument("continue_final_message", message));
         }
-        let source = match &tokenizer_config["chat_template"] {
-            serde_json::Value::Array(named) => named
-                .iter()
-                .find(|t| t["name"] == "default")
-                .map_or(&serde_json::Value::Null, |t| &t["template"]),
-            one => one,
+        let mut messages = self.messages.iter().map(with_reasoning).collect::<Result<Vec<_>>>()?;
+        let last = match self.continue_final_message {
+            true => Some(mark_end(template, &mut messages)?),
+            false => None,
         };
-        source.as_str().map(Self::new).transpose()
-    }
-
-    /// The text for these variables: `messages`, `add_generation_prompt`, `tools`, `bos_token`, ...
-    pub fn render(&self, context: impl Serialize) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(template_error)?;
-        template.render(context).map_err(template_error)
-    }
-}
-
-fn template_error(error: minijinja::Error) -> Error {
-    let message = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-    Error::argument(
-        "chat_template",
-        match error.line() {
-            Some(line) => format!("line {line}: {message}"),
-            None => message,
-        },
-    )
-}
-
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let mut text = String::new();
-    match write!(text, "{}", chrono::Local::now().format(format)) {
-        Ok(()) => Ok(text),
-        Err(_) => {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime format `{format}`")))
+        let mut context = special.clone();
+        context.extend(self.kwargs.clone());
+        context.insert("messages".into(), messages.into());
+        context.insert("tools".into(), json!(self.tools));
+        context.insert("documents".into(), json!(self.documents));
+        context.insert("add_generation_prompt".into(), self.add_generation_prompt.into());
+        let mut text = template.render(context)?;
+        if let Some(last) = last {
+            let end = text.rfind(END.trim_end()).filter(|_| text.contains(last.trim()));
+            let end = end.ok_or_else(|| {
+                let message = "the template does not write the final message as it is";
+                Error::argument("continue_final_message", message)
+            })?;
+            let trimmed = !text[end..].starts_with(END);
+            text.truncate(end);
+            if trimmed {
+                text.truncate(text.trim_end().len());
+            }
         }
+        Ok(text)
     }
 }
 
-/// `json.dumps` of Python, which templates were written against.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let indent: Option<usize> = options.get("indent")?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        _ => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+/// A message whose thoughts have every name that templates read.
+fn with_reasoning(message: &Value) -> Result<Value> {
+    let Some(message) = message.as_object() else {
+        return Err(Error::argument("messages", format!("{message} is not an object")));
     };
-    let json = Json {
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-        indent,
-        item,
-        key,
+    let mut copy = message.clone();
+    if let Some(reasoning) = REASONING.iter().find_map(|name| message.get(*name).filter(|v| !v.is_null())) {
+        copy.entry("thinking").or_insert_with(|| reasoning.clone());
+        copy.insert("reasoning_content".into(), reasoning.clone());
+    }
+    Ok(copy.into())
+}
+
+/// Marks the end of the last message's text, and returns that text.
+fn mark_end(template: &ChatTemplate, messages: &mut [Value]) -> Result<String> {
+    let invalid = |message: &str| Error::argument("continue_final_message", message);
+    if !template.mentions("content") {
+        return Err(invalid("the template does not read `content`"));
+    }
+    let content = messages.last_mut().and_then(|message| message.get_mut("content"));
+    let text = match content {
+        Some(Value::Array(parts)) => parts.iter_mut().rev().find_map(|part| part.get_mut("text")),
+        other => other,
     };
-    options.assert_all_used()?;
-    let mut out = String::new();
-    json.write(&mut out, value, 0)?;
-    Ok(Value::from_safe_string(out))
-}
-
-struct Json {
-    ensure_ascii: bool,
-    sort_keys: bool,
-    indent: Option<usize>,
-    item: String,
-    key: String,
-}
-
-impl Json {
-    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => {
-                let _ = write!(out, "{value}");
-            }
-            ValueKind::String => self.write_text(out, value.as_str().unwrap_or_default()),
-            ValueKind::Seq | ValueKind::Iterable => {
-                out.push('[');
-                let items: Vec<Value> = value.try_iter()?.collect();
-                for (i, item) in items.iter().enumerate() {
-                    self.begin_item(out, i, depth);
-                    self.write(out, item, depth + 1)?;
-                }
-                self.end(out, items.is_empty(), depth, ']');
-            }
-            ValueKind::Map => {
-                out.push('{');
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
-                    keys.sort();
-                }
-                for (i, key) in keys.iter().enumerate() {
-                    self.begin_item(out, i, depth);
-                    self.write_text(out, &key.to_string());
-                    out.push_str(&self.key);
-                    self.write(out, &value.get_item(key)?, depth + 1)?;
-                }
-                self.end(out, keys.is_empty(), depth, '}');
-            }
-            kind => {
-                let message = format!("tojson of a value that is {kind}");
-                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
-            }
+    match text {
+        Some(Value::String(text)) => {
+            let before = text.clone();
+            text.push_str(END);
+            Ok(before)
         }
-        Ok(())
-    }
-
-    fn begin_item(&self, out: &mut String, at: usize, depth: usize) {
-        if at > 0 {
-            out.push_str(&self.item);
-        }
-        self.new_line(out, depth + 1);
-    }
-
-    fn end(&self, out: &mut String, empty: bool, depth: usize, bracket: char) {
-        if !empty {
-            self.new_line(out, depth);
-        }
-        out.push(bracket);
-    }
-
-    fn new_line(&self, out: &mut String, depth: usize) {
-        if let Some(indent) = self.indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    }
-
-    fn write_text(&self, out: &mut String, text: &str) {
-        let quoted = serde_json::Value::from(text).to_string();
-        if !self.ensure_ascii {
-            return out.push_str(&quoted);
-        }
-        for c in quoted.chars() {
-            match c.is_ascii() {
-                true => out.push(c),
-                false => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(out, "\\u{unit:04x}");
-                    }
-                }
-            }
-        }
+        _ => Err(invalid("the final message has no text")),
     }
 }
 
-/// `{% generation %}` as `{% if true %}`, and its end: transformers has this tag to find what an
-/// assistant said, and it changes no text.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at + 2);
-        let name = tag.trim_start_matches(['-', '+']).trim_start();
-        out.push_str(before);
-        out.push_str(&tag[..tag.len() - name.len()]);
-        rest = name;
-        for (tag, plain) in [("generation", "if true"), ("endgeneration", "endif")] {
-            if let Some(after) = name.strip_prefix(tag)
-                && after.trim_start().trim_start_matches(['-', '+']).starts_with("%}")
-            {
-                out.push_str(plain);
-                rest = after;
+/// The chat templates of a checkpoint, by name.
+#[derive(Debug, Clone)]
+pub(super) struct ChatTemplates(BTreeMap<String, ChatTemplate>);
+
+impl ChatTemplates {
+    /// Those of `chat_template.jinja` and `additional_chat_templates/*.jinja`, or if there are none those
+    /// of `tokenizer_config`, or else the one of `chat_template.json`.
+    pub(super) fn load(dir: &Path, tokenizer_config: &Value) -> Result<Self> {
+        let mut sources = BTreeMap::new();
+        let file = dir.join("chat_template.jinja");
+        if file.exists() {
+            sources.insert(DEFAULT.to_owned(), read(&file)?);
+        }
+        let more = dir.join("additional_chat_templates");
+        if more.is_dir() {
+            for entry in std::fs::read_dir(&more).map_err(|e| Error::io(&more, e))? {
+                let path = entry.map_err(|e| Error::io(&more, e))?.path();
+                if path.extension().is_some_and(|extension| extension == "jinja")
+                    && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+                {
+                    sources.insert(name.to_owned(), read(&path)?);
+                }
             }
         }
+        if sources.is_empty() {
+            sources = named(&tokenizer_config["chat_template"]);
+        }
+        let json = dir.join("chat_template.json");
+        if sources.is_empty() && json.exists() {
+            let value: Value = serde_json::from_str(&read(&json)?).map_err(|e| Error::invalid(&json, e))?;
+            sources = named(&value["chat_template"]);
+        }
+        let templates = sources.into_iter().map(|(name, source)| Ok((name, ChatTemplate::new(&source)?)));
+        templates.collect::<Result<_>>().map(Self)
     }
-    out + rest
+
+    /// The template that `chat` names or that is meant for it.
+    fn find(&self, chat: &Chat) -> Option<&ChatTemplate> {
+        match &chat.template {
+            Some(name) => self.0.get(name),
+            None => self.default(chat.tools.is_some()),
+        }
+    }
+
+    pub(super) fn default(&self, tools: bool) -> Option<&ChatTemplate> {
+        self.0.get("tool_use").filter(|_| tools).or_else(|| self.0.get(DEFAULT))
+    }
+
+    pub(super) fn write(&self, chat: &Chat, special: &Map<String, Value>) -> Result<String> {
+        let template = self.find(chat).ok_or_else(|| {
+            let names = self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let message = match (&chat.template, self.0.is_empty()) {
+                (_, true) => "the checkpoint has none".to_owned(),
+                (Some(name), _) => format!("`{name}` is not among {names}"),
+                (None, _) => format!("none is the default; choose among {names}"),
+            };
+            Error::argument("chat_template", message)
+        })?;
+        chat.write(template, special)
+    }
+}
+
+/// One template, or a list of those with names, or an object of them.
+fn named(value: &Value) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    match value {
+        Value::String(source) => BTreeMap::from([(DEFAULT.to_owned(), source.clone())]),
+        Value::Array(all) => {
+            all.iter().filter_map(|one| Some((text(&one["name"])?, text(&one["template"])?))).collect()
+        }
+        Value::Object(all) => all.iter().filter_map(|(name, one)| Some((name.clone(), text(one)?))).collect(),
+        _ => BTreeMap::new(),
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if length > MAX_FILE {
+        return Err(Error::invalid(path, format!("{length} bytes, and {MAX_FILE} is the most")));
+    }
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
 }

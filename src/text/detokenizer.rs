@@ -7,7 +7,7 @@ use crate::error::Result;
 const REPLACEMENT: char = '\u{fffd}';
 
 /// Turns ids into text as they come, in whole characters: a character whose bytes are spread over
-/// several tokens appears with the last of them. Special tokens are left out.
+/// several tokens appears with the last of them. Special tokens are left out, unless they are asked for.
 ///
 /// What [`push`](Self::push) and [`finish`](Self::finish) return, put together, is the text of all ids.
 #[derive(Debug)]
@@ -18,11 +18,17 @@ pub struct Detokenizer<'a> {
     ids: Vec<i32>,
     /// How many of them were returned.
     returned: usize,
+    skip_special_tokens: bool,
 }
 
 impl<'a> Detokenizer<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), returned: 0 }
+        Self { tokenizer, ids: Vec::new(), returned: 0, skip_special_tokens: true }
+    }
+
+    /// Keeps special tokens, which may begin a tool call or a thought.
+    pub fn with_special_tokens(self) -> Self {
+        Self { skip_special_tokens: false, ..self }
     }
 
     /// The text that `id` completes; empty as long as a character is not complete.
@@ -46,8 +52,8 @@ impl<'a> Detokenizer<'a> {
 
     /// The text of the ids that were not returned yet.
     fn pending(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[..self.returned], true)?;
-        let mut all = self.tokenizer.decode(&self.ids, true)?;
+        let before = self.tokenizer.decode(&self.ids[..self.returned], self.skip_special_tokens)?;
+        let mut all = self.tokenizer.decode(&self.ids, self.skip_special_tokens)?;
         let shared = before.bytes().zip(all.bytes()).take_while(|(a, b)| a == b).count();
         let at = (0..=shared).rev().find(|&at| all.is_char_boundary(at)).unwrap_or(0);
         Ok(all.split_off(at))

@@ -1,56 +1,107 @@
-//! Tokenizers, from `tokenizer.json`.
+//! Tokenizers of checkpoints.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use tokenizers::ModelWrapper;
+use tokenizers::models::unigram::Unigram;
 
-use super::{ChatTemplate, Detokenizer};
+use super::chat::ChatTemplates;
+use super::{Chat, ChatTemplate, Detokenizer, sentencepiece, tiktoken};
 use crate::checkpoint::Config;
 use crate::error::{Error, Result};
+
+/// The longest file, in bytes.
+const MAX_FILE: u64 = 512 << 20;
+/// The special tokens that have a name, which templates see.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The tokenizer of a checkpoint, with its special tokens and chat template.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     pub(super) inner: tokenizers::Tokenizer,
-    bos: Option<String>,
-    eos: Option<String>,
-    template: Option<ChatTemplate>,
+    /// The same without special tokens, once it was used.
+    ordinary: OnceLock<Box<tokenizers::Tokenizer>>,
+    /// `bos_token` and the like.
+    special: Map<String, Value>,
+    templates: ChatTemplates,
     path: PathBuf,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and of `tokenizer_config.json` and `chat_template.jinja` what is there.
+    /// Reads `tokenizer.json`, or else a SentencePiece model (`tokenizer.model`, `spiece.model`) or a
+    /// tiktoken file (`*.tiktoken`, `tiktoken.model`, `tokenizer.model`); and of `tokenizer_config.json`
+    /// and the files of chat templates what is there.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        let path = file(dir)?;
+        let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+        if length > MAX_FILE {
+            return Err(Error::invalid(&path, format!("{length} bytes, and {MAX_FILE} is the most")));
+        }
         let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::invalid(&path, e))?;
-        // A checkpoint says how its training data were cut and filled; prompts are neither.
-        inner.with_padding(None);
-        let truncated = inner.with_truncation(None);
-        truncated.map_err(|e| Error::invalid(&path, e))?;
         let config_path = dir.join("tokenizer_config.json");
         let config = match config_path.exists() {
             true => Config::read(&config_path)?.json().clone(),
             false => Value::Null,
         };
-        let (bos, eos) = (token(&config["bos_token"]), token(&config["eos_token"]));
-        let template = ChatTemplate::load(dir, &config)?;
-        Ok(Self { inner, bos, eos, template, path })
+        let (bytes, mut special) = match path.extension() {
+            Some(extension) if extension == "json" => (bytes, Map::new()),
+            _ if tiktoken::is_tiktoken(&bytes) => {
+                (tiktoken::convert(&path, &bytes, &config)?.to_string().into_bytes(), Map::new())
+            }
+            _ => {
+                let (json, special) = sentencepiece::convert(&path, &bytes, &config)?;
+                (json.to_string().into_bytes(), special)
+            }
+        };
+        let inner = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let mut inner = inner.map_err(|message| Error::invalid(&path, message))?;
+        // A checkpoint says how its training data were cut and filled; prompts are neither.
+        inner.with_padding(None);
+        let truncated = inner.with_truncation(None);
+        truncated.map_err(|e| Error::invalid(&path, e))?;
+        special
+            .extend(NAMED.iter().filter_map(|name| Some(((*name).to_owned(), token(&config[name])?.into()))));
+        let templates = ChatTemplates::load(dir, &config)?;
+        Ok(Self { inner, ordinary: OnceLock::new(), special, templates, path })
+    }
+
+    /// Whether a checkpoint has files of a tokenizer.
+    pub fn exists(dir: &Path) -> bool {
+        file(dir).is_ok()
     }
 
     /// The ids of `text`. Special tokens that are written in it are recognised; `add_special_tokens` adds
     /// those that the tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<i32>> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens);
-        let encoding = encoding.map_err(|e| Error::argument("encode", e.to_string()))?;
+        self.ids(|| self.inner.encode_fast(text, add_special_tokens))
+    }
+
+    fn ids(&self, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<i32>> {
+        let encoding = caught(encode).map_err(|message| Error::argument("encode", message))?;
         encoding.get_ids().iter().map(|&id| i32::try_from(id).map_err(|_| self.too_large(id))).collect()
+    }
+
+    /// The ids of `text` where nothing in it is a special token: for text that others wrote.
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<i32>> {
+        let inner = self.ordinary.get_or_init(|| {
+            let mut inner = self.inner.clone();
+            inner.set_encode_special_tokens(true);
+            if let Some(model) = self.without_special() {
+                inner.with_model(model);
+            }
+            Box::new(inner)
+        });
+        self.ids(|| inner.encode_fast(text, false))
     }
 
     /// The ids of a prompt that is not a chat: with the special tokens around it, unless it begins with
     /// the first of them already.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<i32>> {
-        let begun = self.bos.as_ref().is_some_and(|bos| text.starts_with(bos.as_str()));
+        let begun = self.special("bos_token").is_some_and(|bos| text.starts_with(bos));
         self.encode(text, !begun)
     }
 
@@ -58,7 +109,8 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[i32], skip_special_tokens: bool) -> Result<String> {
         let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|_| Error::argument("decode", "a negative id"))?;
-        self.inner.decode(&ids, skip_special_tokens).map_err(|e| Error::argument("decode", e.to_string()))
+        caught(|| self.inner.decode(&ids, skip_special_tokens))
+            .map_err(|message| Error::argument("decode", message))
     }
 
     /// Turns ids into text as they come.
@@ -66,25 +118,17 @@ impl Tokenizer {
         Detokenizer::new(self)
     }
 
-    /// The chat template, if the checkpoint has one.
+    /// The chat template, if the checkpoint has one. Of several this is the one for chats without tools.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.templates.default(false)
     }
 
-    /// A conversation as the text that the model was trained on, up to where it answers.
+    /// A conversation as the text that the model was trained on. [`encode`](Self::encode) it without
+    /// more special tokens.
     ///
-    /// `messages` is a list of objects with `role` and `content`. Fails without a template.
-    pub fn apply_chat_template(&self, messages: impl Serialize) -> Result<String> {
-        let Some(template) = &self.template else {
-            return Err(Error::invalid(&self.path, "the checkpoint has no chat template"));
-        };
-        let context = minijinja::context! {
-            messages => messages,
-            add_generation_prompt => true,
-            bos_token => self.bos.as_deref().unwrap_or(""),
-            eos_token => self.eos.as_deref().unwrap_or(""),
-        };
-        template.render(context)
+    /// Fails without a template, and where the template does.
+    pub fn apply_chat_template(&self, chat: &Chat) -> Result<String> {
+        self.templates.write(chat, &self.special)
     }
 
     /// The id of a token, written as in the vocabulary.
@@ -94,7 +138,33 @@ impl Tokenizer {
 
     /// The id of the token that ends a text, if the checkpoint names one.
     pub fn eos_id(&self) -> Option<i32> {
-        self.token_id(self.eos.as_deref()?)
+        self.token_id(self.special("eos_token")?)
+    }
+
+    /// The ids that are left out of a text without special tokens.
+    pub fn special_ids(&self) -> BTreeSet<i32> {
+        let all = self.inner.get_added_tokens_decoder().into_iter();
+        all.filter(|(_, token)| token.special).filter_map(|(id, _)| i32::try_from(id).ok()).collect()
+    }
+
+    /// The text of `bos_token`, `eos_token` and the like.
+    pub fn special(&self, name: &str) -> Option<&str> {
+        self.special.get(name).and_then(Value::as_str)
+    }
+
+    /// A Unigram model that does not know special tokens: SentencePiece finds none in a text.
+    fn without_special(&self) -> Option<Unigram> {
+        let ModelWrapper::Unigram(model) = self.inner.get_model() else {
+            return None;
+        };
+        let added = self.inner.get_added_tokens_decoder();
+        let pieces = model.iter().enumerate().map(|(id, (piece, score))| {
+            let special =
+                u32::try_from(id).ok().and_then(|id| added.get(&id)).is_some_and(|token| token.special);
+            (if special { format!("\u{10ffff}{id}\u{10ffff}") } else { piece.clone() }, *score)
+        });
+        let unknown = self.special("unk_token").and_then(|token| self.inner.token_to_id(token));
+        Unigram::from(pieces.collect(), unknown.map(|id| id as usize), model.byte_fallback()).ok()
     }
 
     fn too_large(&self, id: u32) -> Error {
@@ -103,7 +173,26 @@ impl Tokenizer {
 }
 
 /// A special token: its text, or an object with it.
-fn token(value: &Value) -> Option<String> {
+pub(super) fn token(value: &Value) -> Option<String> {
     let text = value.as_str().or_else(|| value["content"].as_str());
     text.map(str::to_owned)
+}
+
+/// The file of a directory that holds its tokenizer.
+fn file(dir: &Path) -> Result<PathBuf> {
+    let named = ["tokenizer.json", "tokenizer.model", "spiece.model", "tiktoken.model"];
+    if let Some(path) = named.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+        return Ok(path);
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.flatten().map(|entry| entry.path());
+    let path = entries.filter(|path| path.extension().is_some_and(|e| e == "tiktoken")).min();
+    path.ok_or_else(|| Error::invalid(dir, "has no tokenizer.json, tokenizer.model or .tiktoken file"))
+}
+
+/// The result of a function of `tokenizers`, which may panic on hostile files.
+fn caught<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("the tokenizer's file contradicts itself".to_owned()),
+    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mlxport::generate::{FinishReason, Options, Response, Text, Tokens};
 use mlxport::models::{LanguageModel, load, probe};
 use mlxport::nn::Module;
-use mlxport::text::Tokenizer;
+use mlxport::text::{Chat, Tokenizer};
 use mlxport::{Array, Dtype, HostTensor, io};
 use serde_json::{Value, json};
 
@@ -75,8 +75,8 @@ fn the_bundled_tokenizer_is_read_as_transformers_reads_it() {
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), prompt);
     let greedy: Vec<i32> = expected["greedy"].to_vec().unwrap();
     assert_eq!(tokenizer.decode(&greedy, false).unwrap(), oracle["greedy_text"].as_str().unwrap());
-    let chat = json!([{ "role": "user", "content": "Which kernel is fast?" }]);
-    let rendered = tokenizer.apply_chat_template(chat).unwrap();
+    let chat = Chat::new(vec![json!({ "role": "user", "content": "Which kernel is fast?" })]);
+    let rendered = tokenizer.apply_chat_template(&chat).unwrap();
     assert_eq!(rendered, oracle["chat"].as_str().unwrap());
 }
 

@@ -1,0 +1,86 @@
+//! What tokenizers of other formats need to become a `tokenizer.json`.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// Every way to make a piece of two others, in the order of the pieces. A piece comes with its id.
+pub(super) fn merges(pieces: &[(&str, usize)]) -> Vec<(String, String)> {
+    let ids: HashMap<&str, usize> = pieces.iter().copied().collect();
+    let mut all = Vec::new();
+    for (piece, _) in pieces {
+        let splits = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let mut pairs: Vec<(usize, usize, (&str, &str))> =
+            splits.filter_map(|(a, b)| Some((*ids.get(a)?, *ids.get(b)?, (a, b)))).collect();
+        pairs.sort_unstable();
+        all.extend(pairs.into_iter().map(|(_, _, (a, b))| (a.to_owned(), b.to_owned())));
+    }
+    all
+}
+
+/// Adds the tokens of a config's `added_tokens_decoder` that are not there yet. From `end` on they must
+/// follow each other.
+pub(super) fn added_tokens(path: &Path, config: &Value, added: &mut Vec<Value>, end: usize) -> Result<()> {
+    let Some(tokens) = config["added_tokens_decoder"].as_object() else {
+        return Ok(());
+    };
+    let mut tokens = tokens
+        .iter()
+        .map(|(id, token)| Some((id.parse::<u32>().ok()?, token.as_object()?)))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| Error::invalid(path, "`added_tokens_decoder` of its config is not ids and tokens"))?;
+    tokens.sort_by_key(|(id, _)| *id);
+    let mut next = end;
+    for (id, token) in tokens {
+        added.retain(|one| one["id"] != json!(id) && Some(&one["content"]) != token.get("content"));
+        if id as usize >= end && end != usize::MAX {
+            if id as usize != next {
+                let message = format!("the token {id} of its config does not follow {}", next - 1);
+                return Err(Error::invalid(path, message));
+            }
+            next += 1;
+        }
+        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+        added.push(json!({
+            "id": id, "content": token.get("content"), "special": flag("special"),
+            "single_word": flag("single_word"), "lstrip": flag("lstrip"), "rstrip": flag("rstrip"),
+            "normalized": flag("normalized"),
+        }));
+    }
+    added.sort_by_key(|token| token["id"].as_u64());
+    Ok(())
+}
+
+/// Puts the tokens that begin and end a text around it, as the config says or else the defaults.
+pub(super) fn template(
+    config: &Value,
+    special: &Map<String, Value>,
+    added: &[Value],
+    (bos, eos): (bool, bool),
+) -> Value {
+    let token = |name: &str, default: bool, flag: &str| {
+        let text = super::tokenizer::token(&config[name]);
+        let text = text.or_else(|| special.get(name).and_then(Value::as_str).map(str::to_owned))?;
+        let id = added.iter().find(|token| token["content"] == json!(text))?["id"].clone();
+        config[flag].as_bool().unwrap_or(default).then_some((text, id))
+    };
+    let bos = token("bos_token", bos, "add_bos_token");
+    let eos = token("eos_token", eos, "add_eos_token");
+    let one = |token: &Option<(String, Value)>, part: u8| {
+        token
+            .iter()
+            .map(|(text, _)| json!({ "SpecialToken": { "id": text, "type_id": part } }))
+            .collect::<Vec<_>>()
+    };
+    let text = |name: &str, part: u8| vec![json!({ "Sequence": { "id": name, "type_id": part } })];
+    let part = |name: &str, part: u8| [one(&bos, part), text(name, part), one(&eos, part)].concat();
+    let tokens = bos
+        .iter()
+        .chain(&eos)
+        .map(|(text, id)| (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] })));
+    let (tokens, pair) = (tokens.collect::<Map<_, _>>(), [part("A", 0), part("B", 1)].concat());
+    json!({ "type": "TemplateProcessing", "single": part("A", 0), "pair": pair, "special_tokens": tokens })
+}
