@@ -376,11 +376,10 @@ impl Copy {
                 Expr::Slice(Spanned::new(copy, s.span()))
             }
             Expr::UnaryOp(s) => {
-                let op = match s.op {
-                    ast::UnaryOpKind::Not => ast::UnaryOpKind::Not,
-                    ast::UnaryOpKind::Neg => ast::UnaryOpKind::Neg,
-                };
-                Expr::UnaryOp(Spanned::new(ast::UnaryOp { op, expr: self.expr(&s.expr)? }, s.span()))
+                let negative = matches!(s.op, ast::UnaryOpKind::Neg);
+                let op = if negative { ast::UnaryOpKind::Neg } else { ast::UnaryOpKind::Not };
+                let copy = ast::UnaryOp { op, expr: self.expr(&s.expr)? };
+                Expr::UnaryOp(Spanned::new(copy, s.span()))
             }
             Expr::BinOp(s) => {
                 let (mut left, mut right) = (self.expr(&s.left)?, self.expr(&s.right)?);

@@ -171,6 +171,11 @@ impl ChatTemplates {
         })?;
         chat.write(template, special)
     }
+
+    /// Whether a template for tools has this text.
+    pub(super) fn mention(&self, text: &str) -> bool {
+        self.default(true).is_some_and(|template| template.mentions(text))
+    }
 }
 
 /// One template, or a list of those with names, or an object of them.

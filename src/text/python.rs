@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
-use super::bounds::{Bounded, MAX_DEPTH, invalid};
+use super::bounds::{Bounded, Budget, MAX_DEPTH, invalid};
 
 /// The deepest indentation, in spaces for each level.
 const MAX_INDENT: usize = 64;
@@ -129,6 +129,12 @@ impl Json {
         }
         out.write_char('"')
     }
+}
+
+/// `str(value)`; empty if it is too long or too deep.
+pub(super) fn python_text(value: &impl serde::Serialize) -> String {
+    let value = Value::from_serialize(value);
+    Budget::new().text(|out| write_str(out, &value)).unwrap_or_default()
 }
 
 /// Writes `str(value)`.

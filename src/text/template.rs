@@ -75,7 +75,7 @@ type Compiled<'a> =
 fn compile(source: &str) -> Outcome<Compiled<'_>> {
     let whitespace =
         WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
-    let template = parse(source, NAME, SyntaxConfig::default(), whitespace)?;
+    let template = parse(source, NAME, SyntaxConfig, whitespace)?;
     let template = bounds::bounded(&template)?;
     let mut code = CodeGenerator::new(NAME, source);
     code.compile_stmt(&template);

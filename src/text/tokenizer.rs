@@ -27,7 +27,9 @@ pub struct Tokenizer {
     ordinary: OnceLock<Box<tokenizers::Tokenizer>>,
     /// `bos_token` and the like.
     special: Map<String, Value>,
-    templates: ChatTemplates,
+    pub(super) templates: ChatTemplates,
+    /// `tokenizer_config.json`, or null.
+    pub(super) config: Value,
     path: PathBuf,
 }
 
@@ -66,7 +68,7 @@ impl Tokenizer {
         special
             .extend(NAMED.iter().filter_map(|name| Some(((*name).to_owned(), token(&config[name])?.into()))));
         let templates = ChatTemplates::load(dir, &config)?;
-        Ok(Self { inner, ordinary: OnceLock::new(), special, templates, path })
+        Ok(Self { inner, ordinary: OnceLock::new(), special, templates, config, path })
     }
 
     /// Whether a checkpoint has files of a tokenizer.

@@ -12,6 +12,8 @@ mod sampling;
 mod structured;
 #[cfg(feature = "text")]
 mod text;
+#[cfg(feature = "text")]
+mod tools;
 mod zoo;
 
 use std::path::PathBuf;
