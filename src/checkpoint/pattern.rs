@@ -15,8 +15,8 @@ enum Wildcard {
     Any,
     /// `{}`: one or more characters without a dot.
     Segment,
-    /// `{#}`: an index.
-    Index,
+    /// `{#}`: an index, of at least this with `{#3..}`.
+    Index(usize),
 }
 
 impl<'a> Pattern<'a> {
@@ -52,7 +52,7 @@ impl<'a> Pattern<'a> {
 pub(super) struct Captures<'k> {
     /// By `*` and `{}`, in order.
     pub(super) parts: Vec<&'k str>,
-    /// By `{#}`.
+    /// By `{#}` or `{#3..}`.
     pub(super) index: Option<usize>,
 }
 
@@ -63,7 +63,7 @@ pub(super) fn substitute(to: &str, captures: &Captures) -> String {
     while let Some((literal, wildcard, after)) = next_wildcard(rest) {
         out.push_str(literal);
         match wildcard {
-            Wildcard::Index => out.extend(captures.index.map(|index| index.to_string())),
+            Wildcard::Index(_) => out.extend(captures.index.map(|index| index.to_string())),
             Wildcard::Any | Wildcard::Segment => out.push_str(parts.next().copied().unwrap_or_default()),
         }
         rest = after;
@@ -79,12 +79,17 @@ fn name_matches<'k>(pattern: &str, key: &'k str, found: &mut Captures<'k>) -> bo
     let (shortest, longest) = match wildcard {
         Wildcard::Any => (0, key.len()),
         Wildcard::Segment => (1, key.find('.').unwrap_or(key.len())),
-        Wildcard::Index => (1, key.find(|c: char| !c.is_ascii_digit()).unwrap_or(key.len())),
+        Wildcard::Index(_) => (1, key.find(|c: char| !c.is_ascii_digit()).unwrap_or(key.len())),
     };
     for end in (shortest..=longest).filter(|&end| key.is_char_boundary(end)) {
         let before = found.clone();
         match wildcard {
-            Wildcard::Index => found.index = key[..end].parse().ok(),
+            Wildcard::Index(least) => {
+                found.index = key[..end].parse().ok().filter(|index| *index >= least);
+                if found.index.is_none() {
+                    continue;
+                }
+            }
             Wildcard::Any | Wildcard::Segment => found.parts.push(&key[..end]),
         }
         if name_matches(rest, &key[end..], found) {
@@ -97,11 +102,23 @@ fn name_matches<'k>(pattern: &str, key: &'k str, found: &mut Captures<'k>) -> bo
 
 /// The text before the first wildcard, the wildcard, and the text after it.
 fn next_wildcard(pattern: &str) -> Option<(&str, Wildcard, &str)> {
-    let wildcards = [("*", Wildcard::Any), ("{}", Wildcard::Segment), ("{#}", Wildcard::Index)];
-    let found =
-        wildcards.into_iter().filter_map(|(text, wildcard)| Some((pattern.find(text)?, text, wildcard)));
-    let (at, text, wildcard) = found.min_by_key(|(at, ..)| *at)?;
-    Some((&pattern[..at], wildcard, &pattern[at + text.len()..]))
+    let at = pattern.match_indices(['*', '{']).find_map(|(at, _)| Some((at, wildcard(&pattern[at..])?)));
+    let (at, (wildcard, length)) = at?;
+    Some((&pattern[..at], wildcard, &pattern[at + length..]))
+}
+
+/// The wildcard that `text` begins with, and how long it is.
+fn wildcard(text: &str) -> Option<(Wildcard, usize)> {
+    if text.starts_with('*') {
+        return Some((Wildcard::Any, 1));
+    }
+    let inner = text.strip_prefix('{')?.split_once('}')?.0;
+    let wildcard = match inner.strip_prefix('#') {
+        None if inner.is_empty() => Wildcard::Segment,
+        Some("") => Wildcard::Index(0),
+        index => Wildcard::Index(index?.strip_suffix("..")?.parse().ok()?),
+    };
+    Some((wildcard, inner.len() + 2))
 }
 
 fn shape_matches(pattern: &str, shape: &[i32]) -> bool {
@@ -137,6 +154,11 @@ mod tests {
         assert_eq!(index("e.12.w"), Some(Some(12)));
         assert_eq!(index("e.x.w"), None);
         assert_eq!(index("e..w"), None);
+        let from_9 = |key| Pattern::new("l.{#9..}.*").captures(key, &[]).map(|captures| captures.index);
+        assert_eq!(from_9("l.8.w"), None);
+        assert_eq!(from_9("l.9.w"), Some(Some(9)));
+        assert_eq!(from_9("l.10.w.1"), Some(Some(10)));
+        assert_eq!(from_9("l.1.10"), None);
     }
 
     #[test]

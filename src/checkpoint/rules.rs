@@ -18,7 +18,7 @@ use crate::io::TensorInfo;
 /// One rule.
 ///
 /// Keys are patterns: `{}` stands for one or more characters without a dot, `*` for any characters,
-/// `{#}` for an index. A pattern of shapes may follow: `*.conv1d.weight [_, 1, _]` matches three
+/// `{#}` for an index, `{#61..}` for one of at least 61. A pattern of shapes may follow: `*.conv1d.weight [_, 1, _]` matches three
 /// dimensions of which the second is 1. In a new name, each `{}` or `*` is what the one in its place
 /// has matched.
 ///

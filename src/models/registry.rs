@@ -47,6 +47,8 @@ macro_rules! models {
 models! {
     "apertus" => lm::apertus;
     "bitnet" => lm::bitnet;
+    "deepseek_v2" => lm::deepseek_v2;
+    "deepseek_v3" | "glm4_moe_lite" | "joyai_llm_flash" | "kimi_k2" => lm::deepseek_v3;
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;

@@ -84,6 +84,21 @@ impl RopeConfig {
         }
     }
 
+    /// Factor of the scores of attention whose heads turn in part alone, by which YaRN makes up for the
+    /// magnitude that the other dimensions lack: `(0.1 mscale_all_dim ln(factor) + 1)^2` (DeepSeek-V2).
+    pub fn score_magnitude(&self) -> Result<f32> {
+        let Some(scaling) = self.scaling().filter(|scaling| scaling.kind() != "default") else {
+            return Ok(1.0);
+        };
+        match scaling.mscale_all_dim {
+            Some(all) if all != 0.0 => {
+                let factor = positive(scaling, "factor", scaling.factor)?;
+                Ok(yarn_magnitude(factor, all).powi(2) as f32)
+            }
+            _ => Ok(1.0),
+        }
+    }
+
     fn scaling(&self) -> Option<&RopeScaling> {
         self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
@@ -266,13 +281,17 @@ fn yarn(dims: i32, base: f64, factor: f64, scaling: &RopeScaling) -> Result<(f64
         let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
         period / (stretched / factor + (1.0 - stretched))
     };
-    let magnitude_of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let magnitude_of = |mscale: f64| yarn_magnitude(factor, mscale);
     let ratio = match (scaling.mscale, scaling.mscale_all_dim) {
         (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => magnitude_of(mscale) / magnitude_of(all),
         _ => magnitude_of(1.0),
     };
     let periods = wavelengths(dims, base).into_iter().enumerate().map(stretch).collect();
     Ok((scaling.attention_factor.unwrap_or(ratio), periods))
+}
+
+fn yarn_magnitude(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// LongRoPE (Ding et al., 2024). As mlx-lm, it uses the long factors whatever the length, so that keys

@@ -338,7 +338,7 @@ pub fn attend_adjusted(
 }
 
 /// The lowest finite number: a row of scores that sees nothing gets no NaN.
-fn lowest(dtype: Dtype) -> f64 {
+pub(super) fn lowest(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::Float16 => half::f16::MIN.to_f64(),
         Dtype::Bfloat16 => half::bf16::MIN.to_f64(),

@@ -2,6 +2,7 @@
 
 mod attention;
 mod decoder;
+mod latent_attention;
 mod mlp;
 mod moe;
 mod router;
@@ -13,6 +14,7 @@ pub use attention::{
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
 };
+pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
 pub use mlp::{Mlp, MlpNames, PlainMlp};
 pub use moe::{Moe, MoeNames};
 pub use router::{ExpertCount, Groups, Routing, Scoring};

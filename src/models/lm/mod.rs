@@ -2,6 +2,8 @@
 
 pub mod apertus;
 pub mod bitnet;
+pub mod deepseek_v2;
+pub mod deepseek_v3;
 pub mod ernie4_5_moe;
 pub mod exaone;
 pub mod glm4_moe;
