@@ -43,6 +43,9 @@ impl<'a> From<&'a Mask> for fast::Mask<'a> {
 pub struct Masks {
     length: i32,
     made: Vec<((Kind, Option<i32>), Mask)>,
+    /// Positions, `[batch, 1, length, count]`, that a layer has chosen to see, for those after it that see
+    /// the same.
+    pub chosen: Option<Array>,
 }
 
 /// What the mask of a layer depends on, besides the window, the position and the padding, which all
@@ -52,7 +55,7 @@ type Kind = std::mem::Discriminant<LayerCache>;
 impl Masks {
     /// For so many new positions.
     pub fn new(length: i32) -> Self {
-        Self { length, made: Vec::new() }
+        Self { length, made: Vec::new(), chosen: None }
     }
 
     /// The new positions.

@@ -49,6 +49,7 @@ models! {
     "bitnet" => lm::bitnet;
     "deepseek_v2" => lm::deepseek_v2;
     "deepseek_v3" | "glm4_moe_lite" | "joyai_llm_flash" | "kimi_k2" => lm::deepseek_v3;
+    "deepseek_v32" | "glm_moe_dsa" => lm::deepseek_v32;
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
@@ -61,9 +62,12 @@ models! {
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
+    "kimi_k25" | "kimi_vl" => lm::kimi_k25;
     "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
     "minicpm" => lm::minicpm;
+    "minicpm3" => lm::minicpm3;
+    "mistral4" => lm::mistral4;
     "mixtral" => lm::mixtral;
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
@@ -79,4 +83,5 @@ models! {
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
     "talkie" => lm::talkie;
+    "youtu_llm" | "youtu" => lm::youtu_llm;
 }

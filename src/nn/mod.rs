@@ -16,6 +16,6 @@ mod weight;
 pub use linear::{Embedding, Linear};
 pub use module::{Module, join};
 pub use norm::{LayerNorm, Norm, RmsNorm};
-pub use rope::{Rope, RopeConfig, RopeScaling};
+pub use rope::{QueryGrowth, Rope, RopeConfig, RopeScaling};
 pub use switch::{MultiLinear, SwitchLinear};
 pub use weight::Weight;

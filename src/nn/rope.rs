@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::array::Array;
+use crate::array::{Array, Dtype};
 use crate::cache::Offset;
 use crate::error::{Error, Result};
 use crate::ops::Axes;
@@ -53,6 +53,8 @@ pub struct RopeScaling {
     pub mscale: Option<f64>,
     /// `yarn`: denominator of the magnitude.
     pub mscale_all_dim: Option<f64>,
+    /// See [`QueryGrowth`].
+    pub llama_4_scaling_beta: Option<f64>,
     /// `yarn`, `longrope`: the magnitude itself.
     pub attention_factor: Option<f64>,
     /// `yarn`: whether the range of stretched dimensions is rounded outwards; it is by default.
@@ -99,6 +101,16 @@ impl RopeConfig {
         }
     }
 
+    /// How the queries grow with their position, if they do.
+    pub fn query_growth(&self) -> Result<Option<QueryGrowth>> {
+        let Some((scaling, beta)) = self.scaling().and_then(|s| Some((s, s.llama_4_scaling_beta?))) else {
+            return Ok(None);
+        };
+        let context = scaling.original_max_position_embeddings;
+        let context = positive(scaling, "original_max_position_embeddings", context)?;
+        Ok(Some(QueryGrowth { beta: beta as f32, context: context as f32 }))
+    }
+
     fn scaling(&self) -> Option<&RopeScaling> {
         self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
@@ -118,6 +130,25 @@ impl RopeScaling {
 
 fn invalid(message: String) -> Error {
     Error::argument("rope_scaling", message)
+}
+
+/// Queries that grow with their position `p` by `1 + beta ln(1 + floor(p / context))`, so that attention
+/// stays sharp in contexts longer than the model was trained for (Llama 4, Ministral 3).
+#[derive(Debug, Clone, Copy)]
+pub struct QueryGrowth {
+    beta: f32,
+    context: f32,
+}
+
+impl QueryGrowth {
+    /// The factors of queries `[batch, heads, length, head_dim]` that begin at `offset`: `[length, 1]`,
+    /// or `[batch, 1, length, 1]` where the sequences differ.
+    pub fn factors(&self, offset: &Offset, length: i32, dtype: Dtype) -> Result<Array> {
+        let periods = ops::floor(&(offset.positions(length)? / self.context)?)?;
+        let factors = ((ops::log1p(&periods)? * self.beta)? + 1.0)?;
+        let factors = ops::astype(&ops::expand_dims(&factors, -1)?, dtype)?;
+        if factors.ndim() > 2 { ops::expand_dims(&factors, 1) } else { Ok(factors) }
+    }
 }
 
 /// Turns queries and keys by their positions.

@@ -10,7 +10,7 @@ use crate::cache::{KeysValues, LayerCache, Mask, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
-use crate::nn::{Linear, Module, MultiLinear, RmsNorm, Rope, RopeConfig, join};
+use crate::nn::{Linear, Module, MultiLinear, QueryGrowth, RmsNorm, Rope, RopeConfig, join};
 use crate::{fast, ops};
 
 /// The sizes of a [`LatentAttention`], as configs have them; DeepSeek's where one is missing.
@@ -133,7 +133,10 @@ pub struct LatentAttention {
     pub scale: f32,
     /// Factors of the queries and of the latent vector.
     pub lora_scales: [Option<f32>; 2],
-    config: LatentConfig,
+    /// By how much the queries grow with their position.
+    pub growth: Option<QueryGrowth>,
+    /// The sizes.
+    pub config: LatentConfig,
 }
 
 impl LatentAttention {
@@ -187,6 +190,7 @@ impl LatentAttention {
             rope: rope.map(|(rope, theta)| Rope::new(positioned, rope, theta)).transpose()?,
             scale: (config.q_head_dim() as f32).powf(-0.5) * magnitude,
             lora_scales: [None, None],
+            growth: None,
             config: *config,
         })
     }
@@ -207,8 +211,13 @@ impl LatentAttention {
         if let Some(scale) = self.lora_scales[0] {
             q = (q * scale)?;
         }
-        let [nope, positioned] = halves(&q, self.config.qk_nope_head_dim)?;
-        Ok([nope, self.turn(positioned, cache)?])
+        let [mut nope, positioned] = halves(&q, self.config.qk_nope_head_dim)?;
+        let mut positioned = self.turn(positioned, cache)?;
+        if let Some(growth) = &self.growth {
+            let factors = growth.factors(&cache.offset(), q.dim(2)?, q.dtype())?;
+            (nope, positioned) = ((nope * &factors)?, (positioned * &factors)?);
+        }
+        Ok([nope, positioned])
     }
 
     fn turn(&self, x: Array, cache: &LayerCache) -> Result<Array> {

@@ -86,7 +86,9 @@ impl Experts {
     fn in_layer(&self, layer: usize) -> bool {
         match &self.mlp_layer_types {
             Some(types) => types[layer] == MlpType::Sparse,
-            None => layer >= self.first_k_dense_replace && layer % self.moe_layer_freq.unwrap_or(1) == 0,
+            None => {
+                layer >= self.first_k_dense_replace && layer.is_multiple_of(self.moe_layer_freq.unwrap_or(1))
+            }
         }
     }
 }
@@ -183,7 +185,10 @@ pub fn rules(args: &Args) -> Rules {
 pub(super) fn common_rules(args: &Args) -> Rules {
     let rules = Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .drop(format!("*.layers.{{#{}..}}.*", args.num_hidden_layers), "predict further tokens, for speculation")
+        .drop(
+            format!("*.layers.{{#{}..}}.*", args.num_hidden_layers),
+            "predict further tokens, for speculation",
+        )
         .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}");
     if args.tie_word_embeddings { rules.drop("*lm_head.*", "tied to the embeddings") } else { rules }
 }
