@@ -92,6 +92,8 @@ pub mod fast;
 mod ffi;
 pub mod fft;
 pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod io;
 pub mod kernels;
 pub mod linalg;

@@ -17,9 +17,9 @@ pub(super) enum Command {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint
+    /// Directory of the checkpoint, or its Hugging Face id
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Tokens of the prompt, drawn at random
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt_tokens: i32,

@@ -13,9 +13,9 @@ use crate::{io, ops};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint
+    /// Directory of the checkpoint, or its Hugging Face id
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// File with `input_ids`, int32 [batch, length]
     #[arg(long, value_name = "IN.npz")]
     inputs: PathBuf,

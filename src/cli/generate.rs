@@ -13,9 +13,9 @@ use crate::text::{Chat, Tokenizer};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint
+    /// Directory of the checkpoint, or its Hugging Face id
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     #[command(flatten)]
     prompt: Prompt,
     /// Tokens to generate at most

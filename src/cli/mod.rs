@@ -7,6 +7,7 @@ mod bench;
 mod devices;
 mod forward;
 mod generate;
+mod models;
 mod port;
 
 use std::io::{self, Write};
@@ -35,6 +36,8 @@ enum Command {
     /// Measures speed and memory
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Lists the models that can be run, and how each was proven
+    Models(models::Args),
     /// Shows what this build has and this machine can do
     Devices(devices::Args),
 }
@@ -67,14 +70,7 @@ pub fn main() -> ExitCode {
             std::process::abort();
         }
     });
-    let outcome = match cli.command {
-        Command::Port(args) => port::run(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Forward(args) => forward::run(&args),
-        Command::Bench(command) => bench::run(&command),
-        Command::Devices(args) => devices::run(&args),
-    };
-    match outcome {
+    match run(cli.command) {
         Ok(()) | Err(Stop::Unread) => ExitCode::SUCCESS,
         Err(Stop::Interrupted) => ExitCode::from(130),
         Err(Stop::Failed(error)) => {
@@ -82,6 +78,31 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(mut command: Command) -> Outcome {
+    locate(&mut command)?;
+    match command {
+        Command::Port(args) => port::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Forward(args) => forward::run(&args),
+        Command::Bench(command) => bench::run(&command),
+        Command::Models(args) => models::run(&args),
+        Command::Devices(args) => devices::run(&args),
+    }
+}
+
+/// Puts the directory of the checkpoint in the place of its Hugging Face id.
+fn locate(command: &mut Command) -> crate::Result<()> {
+    let model = match command {
+        Command::Port(args) => &mut args.source,
+        Command::Generate(args) => &mut args.model,
+        Command::Forward(args) => &mut args.model,
+        Command::Bench(bench::Command::Model(args)) => &mut args.model,
+        Command::Models(_) | Command::Devices(_) => return Ok(()),
+    };
+    *model = crate::hub::locate(model)?;
+    Ok(())
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

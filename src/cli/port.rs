@@ -11,9 +11,9 @@ use crate::port::{Options, Progress, port};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the source checkpoint
+    /// Directory of the source checkpoint, or its Hugging Face id
     #[arg(value_name = "SRC")]
-    source: PathBuf,
+    pub(super) source: PathBuf,
     /// Outputs of the source framework: a directory with expect.npz, or that file
     #[arg(long, value_name = "ORACLE")]
     oracle: PathBuf,

@@ -9,10 +9,12 @@ mod checks;
 pub mod lm;
 pub mod probe;
 mod registry;
+mod status;
 
 pub use checks::Checks;
 pub use probe::stage;
 pub use registry::{MODEL_TYPES, architecture, load};
+pub use status::{ModelStatus, model_statuses};
 
 use crate::array::Array;
 use crate::cache::Cache;

@@ -7,6 +7,8 @@ mod caches;
 mod cli;
 mod forward;
 mod generation;
+#[cfg(feature = "hub")]
+mod hub;
 mod sampling;
 #[cfg(feature = "structured")]
 mod structured;

@@ -1,0 +1,26 @@
+//! How well each model agrees with its source.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What the last parity sweep has found for a `model_type`: one object of `assets/models.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// The `model_type` of the config.
+    pub model_type: String,
+    /// The file that implements it, such as `lm::llama`.
+    pub module: String,
+    /// Cases that agree.
+    pub passed: u32,
+    /// Cases that were run.
+    pub total: u32,
+    /// The largest difference of logits in any case, over their standard deviation.
+    pub worst_error: f64,
+}
+
+/// What the sweep has found, for every `model_type` that it has run.
+pub fn model_statuses() -> Result<Vec<ModelStatus>> {
+    let text = include_str!("../../assets/models.json");
+    serde_json::from_str(text).map_err(|e| Error::invalid("assets/models.json", e))
+}
