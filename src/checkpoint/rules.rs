@@ -100,6 +100,13 @@ pub enum Rule {
         /// The number.
         value: f32,
     },
+    /// Divided by its Euclidean norm along an axis. Backwards it stays as it is.
+    Normalize {
+        /// The keys.
+        key: String,
+        /// Along which axis.
+        axis: i32,
+    },
     /// Another dtype. Backwards it is exact if the other dtype is the wider one.
     Cast {
         /// The keys.
@@ -199,6 +206,11 @@ impl Rules {
         self.and(Rule::Add { key: key.into(), value })
     }
 
+    /// And [`Rule::Normalize`].
+    pub fn normalize(self, key: &str, axis: i32) -> Self {
+        self.and(Rule::Normalize { key: key.into(), axis })
+    }
+
     /// And [`Rule::Cast`].
     pub fn cast(self, key: &str, dtype: Dtype) -> Self {
         self.and(Rule::Cast { key: key.into(), dtype })
@@ -281,6 +293,7 @@ impl Plan {
             Rule::Transpose { key, axes } => (Transform::Transpose { axes: axes.clone() }, self.same(key)),
             Rule::Reshape { key, shape } => (Transform::Reshape { shape: shape.clone() }, self.same(key)),
             Rule::Add { key, value } => (Transform::Add { value: *value }, self.same(key)),
+            Rule::Normalize { key, axis } => (Transform::Normalize { axis: *axis }, self.same(key)),
             Rule::Cast { key, dtype } => (Transform::Cast { dtype: *dtype }, self.same(key)),
             Rule::View { key, dtype } => (Transform::View { dtype: *dtype }, self.same(key)),
             Rule::Deal { from, to, axis } => {

@@ -29,6 +29,8 @@ pub(super) enum Transform {
     Reshape { shape: Vec<i32> },
     /// A number added to every element.
     Add { value: f32 },
+    /// Divided by the norm along an axis.
+    Normalize { axis: i32 },
     /// Another dtype.
     Cast { dtype: Dtype },
     /// The same bytes as another dtype.
@@ -55,8 +57,12 @@ impl Transform {
             return Err(Error::Dtype { op: OP, expected: *dtype, found: *other });
         }
         let out = match self {
-            Transform::Add { .. } if !dtype.is_floating() => {
-                return fail(format!("a number cannot be added: {dtype} is not floating point"));
+            Transform::Add { .. } | Transform::Normalize { .. } if !dtype.is_floating() => {
+                return fail(format!("only floating point is added to and normalised, not {dtype}"));
+            }
+            Transform::Normalize { axis } => {
+                *axis = positive_axis(*axis, shape.len())?;
+                vec![shape.clone()]
             }
             Transform::Rename | Transform::Tie | Transform::Add { .. } => vec![shape.clone()],
             Transform::Cast { dtype } => return Ok(vec![(shape.clone(), *dtype)]),
@@ -146,13 +152,20 @@ impl Transform {
             Transform::Transpose { axes } => ops::transpose(first, axes.as_slice())?,
             Transform::Reshape { shape } => ops::reshape(first, shape)?,
             Transform::Add { value } => ops::add(first, *value)?,
+            Transform::Normalize { axis } => {
+                let wide = ops::astype(first, Dtype::Float32)?;
+                let norm = (ops::sqrt(&ops::sum(&ops::square(&wide)?, *axis, true)?)? + 1e-7)?;
+                ops::astype(&(wide / norm)?, first.dtype())?
+            }
             Transform::Cast { dtype } => ops::astype(first, *dtype)?,
             Transform::View { dtype } => ops::view(first, *dtype)?,
             Transform::Deal { axis, parts } => {
                 let (zeros, ends) = (vec![0; first.ndim()], first.shape().to_vec());
                 let part = |i: i32| {
                     let strides = with(&vec![1; first.ndim()], *axis, *parts);
-                    ops::slice(first, &with(&zeros, *axis, i), &ends, &strides)
+                    // Kernels copy matrices whose rows are apart, at each use.
+                    let part = ops::slice(first, &with(&zeros, *axis, i), &ends, &strides)?;
+                    ops::contiguous(&part, false)
                 };
                 return (0..*parts).map(part).collect();
             }
@@ -164,7 +177,7 @@ impl Transform {
     pub(super) fn backwards(&self, outputs: &[Array], inputs: &[Spec]) -> Result<Vec<Array>> {
         let (first, (shape, dtype)) = (&outputs[0], &inputs[0]);
         Ok(vec![match self {
-            Transform::Rename | Transform::Tie => first.clone(),
+            Transform::Rename | Transform::Tie | Transform::Normalize { .. } => first.clone(),
             Transform::Split { axis, .. } => ops::concatenate(outputs, *axis)?,
             Transform::Merge { axis } => {
                 let sizes: Vec<i32> = inputs.iter().map(|(shape, _)| shape[*axis as usize]).collect();
@@ -205,6 +218,7 @@ impl fmt::Display for Transform {
             Transform::Transpose { axes } => write!(f, "transpose {axes:?}"),
             Transform::Reshape { shape } => write!(f, "reshape {shape:?}"),
             Transform::Add { value } => write!(f, "add {value}"),
+            Transform::Normalize { axis } => write!(f, "normalize along {axis}"),
             Transform::Cast { dtype } => write!(f, "cast to {dtype}"),
             Transform::View { dtype } => write!(f, "view as {dtype}"),
             Transform::Deal { axis, parts } => write!(f, "deal to {parts} along {axis}"),

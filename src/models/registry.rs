@@ -45,14 +45,18 @@ macro_rules! models {
 }
 
 models! {
+    "Klear" => lm::klear;
     "apertus" => lm::apertus;
+    "bailing_moe" => lm::bailing_moe;
     "bitnet" => lm::bitnet;
     "deepseek_v2" => lm::deepseek_v2;
     "deepseek_v3" | "glm4_moe_lite" | "joyai_llm_flash" | "kimi_k2" => lm::deepseek_v3;
     "deepseek_v32" | "glm_moe_dsa" => lm::deepseek_v32;
+    "dbrx" => lm::dbrx;
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
-    "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
+    "exaone_moe" => lm::exaone_moe;
+    "glm4_moe" | "deepseek" | "dots1" | "solar_open" => lm::glm4_moe;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
     "gpt_neox" => lm::gpt_neox;

@@ -71,6 +71,8 @@ pub struct Attention {
     pub qkv: Qkv,
     /// From the heads.
     pub o_proj: Linear,
+    /// Between the negative of which and which the projections stay.
+    pub clip: Option<f32>,
     /// Of the queries of each head.
     pub q_norm: Option<Norm>,
     /// Of the keys of each head.
@@ -104,10 +106,17 @@ impl Attention {
     /// As [`new`](Self::new), for a checkpoint with other names.
     pub fn named(w: &Weights, names: AttentionNames, dims: i32, sizes: [i32; 3]) -> Result<Self> {
         let [heads, kv_heads, head_dim] = sizes;
+        Self::uneven(w, names, dims, [heads, kv_heads, head_dim, head_dim])
+    }
+
+    /// As [`named`](Self::named), with values of another width than the queries and keys, the last of
+    /// `sizes`.
+    pub fn uneven(w: &Weights, names: AttentionNames, dims: i32, sizes: [i32; 4]) -> Result<Self> {
+        let [heads, kv_heads, head_dim, value_dim] = sizes;
         let qkv = Qkv::Separate([
             w.linear(names.q, dims, heads * head_dim)?,
             w.linear(names.k, dims, kv_heads * head_dim)?,
-            w.linear(names.v, dims, kv_heads * head_dim)?,
+            w.linear(names.v, dims, kv_heads * value_dim)?,
         ]);
         Self::with(w, names, qkv, dims, sizes)
     }
@@ -123,15 +132,16 @@ impl Attention {
     ) -> Result<Self> {
         let [heads, kv_heads, head_dim] = sizes;
         let qkv = qkv(w.linear(names.q, dims, (heads + 2 * kv_heads) * head_dim)?);
-        Self::with(w, names, qkv, dims, sizes)
+        Self::with(w, names, qkv, dims, [heads, kv_heads, head_dim, head_dim])
     }
 
-    fn with(w: &Weights, names: AttentionNames, qkv: Qkv, dims: i32, sizes: [i32; 3]) -> Result<Self> {
-        let [heads, kv_heads, head_dim] = sizes;
+    fn with(w: &Weights, names: AttentionNames, qkv: Qkv, dims: i32, sizes: [i32; 4]) -> Result<Self> {
+        let [heads, kv_heads, head_dim, value_dim] = sizes;
         Ok(Self {
             names,
             qkv,
-            o_proj: w.linear(names.o, heads * head_dim, dims)?,
+            o_proj: w.linear(names.o, heads * value_dim, dims)?,
+            clip: None,
             q_norm: None,
             k_norm: None,
             norms_after_rope: false,
@@ -148,19 +158,21 @@ impl Attention {
     /// Queries, keys and values, `[batch, heads, length, head_dim]`, with neither norms nor positions.
     pub fn project(&self, x: &Array) -> Result<[Array; 3]> {
         let (heads, kv_heads) = (self.heads, self.kv_heads);
+        let project = |proj: &Linear, heads| {
+            let x = proj.forward(x)?;
+            split_heads(&self.clip.map_or(Ok(x.clone()), |most| ops::clip(&x, -most..=most))?, heads)
+        };
         match &self.qkv {
-            Qkv::Separate([q, k, v]) => Ok([
-                split_heads(&q.forward(x)?, heads)?,
-                split_heads(&k.forward(x)?, kv_heads)?,
-                split_heads(&v.forward(x)?, kv_heads)?,
-            ]),
+            Qkv::Separate([q, k, v]) => {
+                Ok([project(q, heads)?, project(k, kv_heads)?, project(v, kv_heads)?])
+            }
             Qkv::Joined(qkv) => {
-                let all = split_heads(&qkv.forward(x)?, heads + 2 * kv_heads)?;
+                let all = project(qkv, heads + 2 * kv_heads)?;
                 three(ops::split(&all, [heads, heads + kv_heads], 1)?)
             }
             Qkv::Grouped(qkv) => {
                 let groups = heads / kv_heads;
-                let all = split_heads(&qkv.forward(x)?, heads + 2 * kv_heads)?;
+                let all = project(qkv, heads + 2 * kv_heads)?;
                 let all = ops::unflatten(&all, 1, &[kv_heads, groups + 2])?;
                 let parts = ops::split(&all, [groups, groups + 1], 2)?;
                 three(parts.iter().map(|part| ops::flatten(part, 1, 2)).collect::<Result<_>>()?)

@@ -2,6 +2,7 @@
 
 mod attention;
 mod decoder;
+mod gated_attention;
 mod latent_attention;
 mod mlp;
 mod moe;
@@ -14,6 +15,7 @@ pub use attention::{
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
 };
+pub use gated_attention::GatedAttention;
 pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
 pub use mlp::{Mlp, MlpNames, PlainMlp};
 pub use moe::{Moe, MoeNames};

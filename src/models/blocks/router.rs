@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::top_k;
+use super::{soft_cap, top_k};
 use crate::array::{Array, Dtype, Index::Ellipsis};
 use crate::error::Result;
 use crate::models::Checks;
@@ -77,6 +77,8 @@ impl ExpertCount {
 pub struct Routing {
     /// Experts for each token.
     pub top_k: i32,
+    /// Where [`soft_cap`] bends the logits.
+    pub cap: Option<f32>,
     /// What the scores are.
     pub scoring: Scoring,
     /// What limits the choice.
@@ -90,7 +92,7 @@ pub struct Routing {
 impl Routing {
     /// To the `top_k` experts with the best scores, which are their weights.
     pub fn new(top_k: i32, scoring: Scoring) -> Self {
-        Self { top_k, scoring, groups: None, normalize: false, scale: 1.0 }
+        Self { top_k, cap: None, scoring, groups: None, normalize: false, scale: 1.0 }
     }
 
     /// The chosen experts, integers `[..., top_k]` in no order, and their weights, `float32` of the same
@@ -98,7 +100,10 @@ impl Routing {
     /// for the choice, not for the weights (Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for
     /// Mixture-of-Experts", 2024).
     pub fn route(&self, logits: &Array, correction: Option<&Array>) -> Result<(Array, Array)> {
-        let logits = ops::astype(logits, Dtype::Float32)?;
+        let mut logits = ops::astype(logits, Dtype::Float32)?;
+        if let Some(cap) = self.cap {
+            logits = soft_cap(&logits, cap)?;
+        }
         let scores = match self.scoring {
             Scoring::Softmax => ops::softmax(&logits, -1, true)?,
             Scoring::SoftmaxOfChosen => logits,

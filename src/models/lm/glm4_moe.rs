@@ -1,4 +1,4 @@
-//! GLM-4.5, Solar Open and dots.llm1: experts chosen as in DeepSeek V3, with plain attention.
+//! DeepSeek MoE, and GLM-4.5, Solar Open and dots.llm1: its attention with experts chosen as in V3.
 
 use serde::Deserialize;
 
@@ -31,6 +31,8 @@ pub struct Args {
     num_experts_per_tok: i32,
     #[serde(default)]
     first_k_dense_replace: usize,
+    #[serde(default = "every")]
+    moe_layer_freq: usize,
     n_group: Option<i32>,
     topk_group: Option<i32>,
     #[serde(default = "one")]
@@ -44,6 +46,10 @@ pub struct Args {
     sliding_window: Option<i32>,
     #[serde(flatten)]
     rope: RopeConfig,
+}
+
+fn every() -> usize {
+    1
 }
 
 fn one() -> f32 {
@@ -63,10 +69,15 @@ impl Args {
             .size("vocab_size", self.vocab_size)
             .size("sliding_window", self.sliding_window.unwrap_or(1))
             .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
+            .that(self.moe_layer_freq > 0, || "`moe_layer_freq` is 0".to_owned())
             .routing(self.experts.get(), &self.routing())
             .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
             .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
+    }
+
+    fn is_deepseek(&self) -> bool {
+        self.model_type == "deepseek"
     }
 
     fn is_dots1(&self) -> bool {
@@ -84,10 +95,17 @@ impl Args {
     fn routing(&self) -> Routing {
         Routing {
             groups: Groups::by_best_two(self.n_group.unwrap_or(1), self.topk_group.unwrap_or(1)),
-            normalize: self.norm_topk_prob.unwrap_or(!self.is_dots1()),
+            normalize: self.norm_topk_prob.unwrap_or(!self.is_dots1() && !self.is_deepseek()),
             scale: self.routed_scaling_factor,
-            ..Routing::new(self.num_experts_per_tok, Scoring::Sigmoid)
+            ..Routing::new(
+                self.num_experts_per_tok,
+                if self.is_deepseek() { Scoring::Softmax } else { Scoring::Sigmoid },
+            )
         }
+    }
+
+    fn has_experts(&self, layer: usize) -> bool {
+        layer >= self.first_k_dense_replace && layer.is_multiple_of(self.moe_layer_freq)
     }
 
     /// How many positions a layer sees; `None` for all.
@@ -146,13 +164,13 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
     let (dims, hidden) = (args.hidden_size, args.moe_intermediate_size);
-    if layer < args.first_k_dense_replace {
+    if !args.has_experts(layer) {
         return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
     }
-    let names = if args.is_dots1() {
-        MoeNames { experts: "experts", ..MoeNames::DEEPSEEK }
-    } else {
-        MoeNames::DEEPSEEK
+    let names = MoeNames {
+        correction: MoeNames::DEEPSEEK.correction.filter(|_| !args.is_deepseek()),
+        experts: if args.is_dots1() { "experts" } else { "switch_mlp" },
+        ..MoeNames::DEEPSEEK
     };
     let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), hidden])?;
     Ok(Box::new(match args.n_shared_experts {

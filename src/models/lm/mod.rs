@@ -1,12 +1,15 @@
 //! Language models, one file for each architecture, named after its `model_type`.
 
 pub mod apertus;
+pub mod bailing_moe;
 pub mod bitnet;
+pub mod dbrx;
 pub mod deepseek_v2;
 pub mod deepseek_v3;
 pub mod deepseek_v32;
 pub mod ernie4_5_moe;
 pub mod exaone;
+pub mod exaone_moe;
 pub mod glm4_moe;
 pub mod gpt2;
 pub mod gpt_bigcode;
@@ -18,6 +21,7 @@ pub mod hunyuan_v1_dense;
 pub mod internlm2;
 pub mod iquestloopcoder;
 pub mod kimi_k25;
+pub mod klear;
 pub mod lille_130m;
 pub mod llama;
 pub mod minicpm;
