@@ -70,7 +70,7 @@ impl Cache {
             return Err(Error::argument("padding", "it belongs before a sequence, and this one has begun"));
         }
         let layers = self.layers.into_iter().map(|layer| layer.pad(padding));
-        Ok(Self { layers: layers.collect::<Result<_>>()? })
+        Ok(Self { layers: layers.collect::<Result<_>>()?, ..self })
     }
 
     /// One cache of several sequences, each of a cache of the same model, which may be of different
@@ -84,13 +84,14 @@ impl Cache {
             return Err(Error::argument("merge", "the caches are of different models"));
         }
         let layer = |i: usize| LayerCache::merge(&rows.iter().map(|row| &row.layers[i]).collect::<Vec<_>>());
-        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()? })
+        let expected = rows.iter().map(|row| row.expected).max().unwrap_or(0);
+        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, expected })
     }
 
     /// The cache of sequence number `row` alone, without padding.
     pub fn row(&self, row: i32) -> Result<Self> {
         let layers = self.layers.iter().map(|layer| layer.row(row, 0));
-        Ok(Self { layers: layers.collect::<Result<_>>()? })
+        Ok(Self { layers: layers.collect::<Result<_>>()?, expected: self.expected })
     }
 }
 

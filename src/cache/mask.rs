@@ -42,6 +42,7 @@ impl<'a> From<&'a Mask> for fast::Mask<'a> {
 #[derive(Debug)]
 pub struct Masks {
     length: i32,
+    expected: i32,
     made: Vec<((Kind, Option<i32>), Mask)>,
     /// Positions, `[batch, 1, length, count]`, that a layer has chosen to see, for those after it that see
     /// the same.
@@ -55,7 +56,17 @@ type Kind = std::mem::Discriminant<LayerCache>;
 impl Masks {
     /// For so many new positions.
     pub fn new(length: i32) -> Self {
-        Self { length, made: Vec::new(), chosen: None }
+        Self { length, expected: 0, made: Vec::new(), chosen: None }
+    }
+
+    /// In a sequence that will have so many positions or more.
+    pub fn expecting(self, expected: i32) -> Self {
+        Self { expected, ..self }
+    }
+
+    /// How many positions the sequence will have at least, as far as the caller has said.
+    pub fn expected(&self) -> i32 {
+        self.expected
     }
 
     /// The new positions.

@@ -247,17 +247,30 @@ impl LayerCache {
 #[derive(Debug, Clone)]
 pub struct Cache {
     layers: Vec<LayerCache>,
+    expected: i32,
 }
 
 impl Cache {
     /// A memory of these layers.
     pub fn new(layers: impl IntoIterator<Item = LayerCache>) -> Self {
-        Self { layers: layers.into_iter().collect() }
+        Self { layers: layers.into_iter().collect(), expected: 0 }
     }
 
     /// No memory, for the model that made this one.
     pub fn stateless(&self) -> Self {
         Self::new(self.layers.iter().map(|_| LayerCache::Stateless))
+    }
+
+    /// Says that the sequence will have `length` positions or more, so that what depends on its length
+    /// (the factors of `longrope`) is right from its first piece on. Without it each pass takes what is
+    /// right for the positions so far, and keys of earlier passes stay as they are.
+    pub fn expect(&mut self, length: i32) {
+        self.expected = self.expected.max(length);
+    }
+
+    /// How many positions the sequence will have at least, as far as [`expect`](Self::expect) has said.
+    pub fn expected(&self) -> i32 {
+        self.expected
     }
 
     /// The position that the next token has.
@@ -309,7 +322,7 @@ impl Cache {
             LayerCache::Kv(_) => LayerCache::Rotating(RotatingKvCache::new(size, KEPT)),
             other => other,
         };
-        Ok(Self { layers: self.layers.into_iter().map(limit).collect() })
+        Ok(Self { layers: self.layers.into_iter().map(limit).collect(), ..self })
     }
 
     /// Forgets the last `count` positions. Fails, and forgets nothing, where a layer can't.

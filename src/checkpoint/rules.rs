@@ -239,6 +239,36 @@ impl Rules {
         self
     }
 
+    /// The same rules for a model whose names all begin with `prefix`, which ends in a dot.
+    pub fn under(self, prefix: &str) -> Self {
+        let put = |name: &mut String| name.insert_str(0, prefix);
+        let place = |mut rule| {
+            match &mut rule {
+                Rule::Rename { from, to } | Rule::Tie { from, to } | Rule::Stack { from, to, .. } => {
+                    put(from);
+                    put(to);
+                }
+                Rule::Split { from, to, .. } | Rule::Deal { from, to, .. } => {
+                    put(from);
+                    to.iter_mut().for_each(put);
+                }
+                Rule::Merge { from, to, .. } => {
+                    from.iter_mut().for_each(put);
+                    put(to);
+                }
+                Rule::Drop { key, .. }
+                | Rule::Transpose { key, .. }
+                | Rule::Reshape { key, .. }
+                | Rule::Add { key, .. }
+                | Rule::Cast { key, .. }
+                | Rule::View { key, .. } => put(key),
+                Rule::Decode { from, to, .. } => from.iter_mut().chain(to).for_each(put),
+            }
+            rule
+        };
+        Self(self.0.into_iter().map(place).collect())
+    }
+
     /// The rules in order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.0.iter()

@@ -50,6 +50,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         true => model.make_cache().stateless(),
         false => model.make_cache(),
     };
+    cache.expect(length);
     let mut parts: BTreeMap<String, Vec<Array>> = BTreeMap::new();
     for (start, stop) in pieces {
         let piece = ops::slice(&ids, &[0, start], &[batch, stop], &[1, 1])?;

@@ -242,6 +242,8 @@ impl<'a> Tokens<'a> {
             return Err(Error::argument("generate", "the prompt is empty"));
         }
         check_tokens(model, prompt)?;
+        let length = prompt.len().saturating_add(options.max_tokens);
+        cache.expect(cache.offset().saturating_add(i32::try_from(length).unwrap_or(i32::MAX)));
         Ok(Self {
             model,
             cache,

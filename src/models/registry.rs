@@ -57,6 +57,11 @@ models! {
     "exaone" => lm::exaone;
     "exaone_moe" => lm::exaone_moe;
     "glm4_moe" | "deepseek" | "dots1" | "solar_open" => lm::glm4_moe;
+    "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
+    "gemma2" => lm::gemma2;
+    "gemma3" => lm::gemma3;
+    "gemma3_text" => lm::gemma3_text;
+    "gemma" => lm::gemma;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
     "gpt_neox" => lm::gpt_neox;
@@ -81,6 +86,10 @@ models! {
     "phixtral" | "phi-msft" => lm::phixtral;
     "plamo" => lm::plamo;
     "qwen" => lm::qwen;
+    "phi3" => lm::phi3;
+    "phi" => lm::phi;
+    "phixtral" | "phi-msft" => lm::phixtral;
+    "qwen2" => lm::qwen2;
     "qwen3" => lm::qwen3;
     "qwen3_moe" | "qwen2_moe" => lm::qwen3_moe;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;

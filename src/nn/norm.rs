@@ -70,6 +70,8 @@ pub enum Norm {
     Rms(RmsNorm),
     /// [`LayerNorm`].
     Layer(LayerNorm),
+    /// [`RmsNorm`] whose factor is `1 + weight` (Gemma).
+    Shifted(RmsNorm),
     /// Root-mean-square normalisation without a weight.
     Plain {
         /// Added to the mean square.
@@ -83,6 +85,7 @@ impl Norm {
         match self {
             Norm::Rms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
+            Norm::Shifted(norm) => fast::rms_norm(x, Some(&(&norm.weight + 1)?), norm.eps),
             Norm::Plain { eps } => fast::rms_norm(x, None, *eps),
         }
     }
@@ -103,14 +106,14 @@ impl From<LayerNorm> for Norm {
 impl Module for Norm {
     fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
         match self {
-            Norm::Rms(norm) => norm.visit(path, f),
+            Norm::Rms(norm) | Norm::Shifted(norm) => norm.visit(path, f),
             Norm::Layer(norm) => norm.visit(path, f),
             Norm::Plain { .. } => {}
         }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         match self {
-            Norm::Rms(norm) => norm.visit_mut(path, f),
+            Norm::Rms(norm) | Norm::Shifted(norm) => norm.visit_mut(path, f),
             Norm::Layer(norm) => norm.visit_mut(path, f),
             Norm::Plain { .. } => {}
         }
@@ -121,6 +124,11 @@ impl Weights {
     /// The RMS norm `name` of so many features.
     pub fn rms_norm(&self, name: &str, dims: i32, eps: f32) -> Result<RmsNorm> {
         Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps, plus_one: false })
+    }
+
+    /// The RMS norm `name`, whose factor is `1 + weight`.
+    pub fn shifted_norm(&self, name: &str, dims: i32, eps: f32) -> Result<Norm> {
+        Ok(Norm::Shifted(self.rms_norm(name, dims, eps)?))
     }
 
     /// The layer norm `name` of so many features, with a weight and a bias where the checkpoint has them.

@@ -21,10 +21,12 @@ pub struct RopeConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// As `rope_scaling`, with the base inside.
     pub rope_parameters: Option<RopeScaling>,
-    /// The longest sequence the model was made for.
-    pub max_position_embeddings: Option<i32>,
     /// The part of a head that turns.
     pub partial_rotary_factor: Option<f64>,
+    /// The longest sequence the model was made for.
+    pub max_position_embeddings: Option<i32>,
+    /// The longest it was made for first: `longrope`. It wins over the one in `rope_scaling`.
+    pub original_max_position_embeddings: Option<f64>,
 }
 
 /// One `rope_scaling` or `rope_parameters` object; which keys it has depends on its type.
@@ -67,6 +69,10 @@ pub struct RopeScaling {
     pub alpha: Option<f64>,
     /// `proportional`: the part of the head that turns. Else as [`RopeConfig::partial_rotary_factor`].
     pub partial_rotary_factor: Option<f64>,
+    /// The parameters of layers that see all positions, where the kinds of layers differ.
+    pub full_attention: Option<Box<RopeScaling>>,
+    /// The parameters of layers with a window, where the kinds of layers differ.
+    pub sliding_attention: Option<Box<RopeScaling>>,
 }
 
 impl RopeConfig {
@@ -109,6 +115,27 @@ impl RopeConfig {
         let context = scaling.original_max_position_embeddings;
         let context = positive(scaling, "original_max_position_embeddings", context)?;
         Ok(Some(QueryGrowth { beta: beta as f32, context: context as f32 }))
+    }
+
+    /// The parameters of layers that see all positions: those under `full_attention`, or all.
+    pub fn full(&self) -> Self {
+        self.of(|parameters| parameters.full_attention.clone())
+    }
+
+    /// The parameters of layers with a window: those under `sliding_attention`, with `theta` their base by
+    /// default. Without any, nothing is stretched.
+    pub fn sliding(&self, theta: f64) -> Self {
+        let has_own = self.rope_parameters.as_ref().is_some_and(|p| p.sliding_attention.is_some());
+        let config = if has_own { self.of(|p| p.sliding_attention.clone()) } else { Self::default() };
+        Self { rope_theta: Some(theta), rope_traditional: self.rope_traditional, ..config }
+    }
+
+    fn of(&self, kind: impl Fn(&RopeScaling) -> Option<Box<RopeScaling>>) -> Self {
+        let mut config = self.clone();
+        if let Some(parameters) = self.rope_parameters.as_ref().and_then(kind) {
+            config.rope_parameters = Some(*parameters);
+        }
+        config
     }
 
     fn scaling(&self) -> Option<&RopeScaling> {
@@ -174,6 +201,13 @@ enum Speed {
         factor: f64,
         max_position_embeddings: f64,
     },
+    /// Positions per radian, `[dims / 2]`, of sequences that fit the original context, and of longer
+    /// ones.
+    LongRope {
+        short: Array,
+        long: Array,
+        context: i32,
+    },
 }
 
 impl Rope {
@@ -208,13 +242,14 @@ impl Rope {
             }
             "llama3" => (1.0, llama3(&wavelengths(dims, base), factor()?, scaling)?),
             "yarn" | "deepseek_yarn" | "telechat3-yarn" => yarn(dims, base, factor()?, scaling)?,
-            "longrope" | "su" => longrope(&wavelengths(dims, base), max_position_embeddings, scaling)?,
+            "longrope" | "su" => {
+                let (magnitude, speed) = longrope(&wavelengths(dims, base), config, scaling)?;
+                return Ok(Self { magnitude, speed, ..plain });
+            }
             "proportional" => (1.0, proportional(dims, base, scaling)?),
             other => return Err(Error::unsupported(format!("rope type `{other}`"), "it is not known")),
         };
-        let periods: Vec<f32> = periods.into_iter().map(|p| p as f32).collect();
-        let speed = Speed::Periods(Array::from_slice(&periods, &[dims / 2])?);
-        Ok(Self { magnitude, speed, ..plain })
+        Ok(Self { magnitude, speed: Speed::Periods(array(periods)?), ..plain })
     }
 
     /// One that turns the other way round. Fails where the speeds follow the length of the sequence.
@@ -222,7 +257,9 @@ impl Rope {
         let periods: Vec<f32> = match &self.speed {
             Speed::Base(base) => wavelengths(self.dims, *base).into_iter().map(|p| -p as f32).collect(),
             Speed::Periods(periods) => periods.to_vec::<f32>()?.into_iter().map(|p| -p).collect(),
-            Speed::DynamicNtk { .. } => return Err(invalid("a dynamic base can't turn backwards".into())),
+            Speed::DynamicNtk { .. } | Speed::LongRope { .. } => {
+                return Err(invalid("speeds that follow the length can't turn backwards".into()));
+            }
         };
         let speed = Speed::Periods(Array::from_slice(&periods, &[self.dims / 2])?);
         Ok(Self { speed, ..self })
@@ -230,6 +267,12 @@ impl Rope {
 
     /// Turns `x`, `[batch, heads, length, head_dim]`, whose first position is `offset`.
     pub fn forward(&self, x: &Array, offset: &Offset) -> Result<Array> {
+        self.forward_within(x, offset, 0)
+    }
+
+    /// As [`forward`](Self::forward), in a sequence that will have `expected` positions or more: with
+    /// `longrope` all of them turn as the last one will (see [`Cache::expect`](crate::cache::Cache::expect)).
+    pub fn forward_within(&self, x: &Array, offset: &Offset, expected: i32) -> Result<Array> {
         let x = &self.magnify(x)?;
         let (dims, traditional, scale) = (self.dims, self.traditional, self.scale);
         match &self.speed {
@@ -245,6 +288,19 @@ impl Rope {
                 let growth = factor * length / longest - (factor - 1.0);
                 let base = base * growth.powf(f64::from(dims) / f64::from(dims - 2));
                 fast::rope(x, dims, traditional, base as f32, scale, offset)
+            }
+            Speed::LongRope { short, long, context } => {
+                let length = x.dim(-2)?;
+                let periods = match offset {
+                    Offset::All(offset) if expected.max(offset + length) > *context => long.clone(),
+                    Offset::Each(_) if expected > *context => long.clone(),
+                    Offset::All(_) => short.clone(),
+                    Offset::Each(offsets) => {
+                        let end = (ops::max(offsets, Axes::All, false)? + length)?;
+                        ops::where_(&ops::greater(&end, *context)?, long, short)?
+                    }
+                };
+                fast::rope(x, dims, traditional, &periods, scale, offset)
             }
         }
     }
@@ -325,20 +381,35 @@ fn yarn_magnitude(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
-/// LongRoPE (Ding et al., 2024). As mlx-lm, it uses the long factors whatever the length, so that keys
-/// in a cache stay valid when the sequence outgrows the original context.
-fn longrope(periods: &[f64], longest: Option<f64>, scaling: &RopeScaling) -> Result<(f64, Vec<f64>)> {
-    let factors = scaling.need("long_factor", scaling.long_factor.as_deref())?;
-    if factors.len() != periods.len() {
-        let message = format!("{} `long_factor` for {} pairs of dimensions", factors.len(), periods.len());
-        return Err(invalid(message));
-    }
-    let context = scaling.original_max_position_embeddings;
-    let context = positive(scaling, "original_max_position_embeddings", context)?;
+/// LongRoPE (Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", 2024), as
+/// transformers has it: one set of factors for sequences that fit the original context, and another
+/// for longer ones.
+fn longrope(periods: &[f64], config: &RopeConfig, scaling: &RopeScaling) -> Result<(f64, Speed)> {
+    let stretched = |key, factors: &Option<Vec<f64>>| {
+        let factors = scaling.need(key, factors.as_deref())?;
+        if factors.len() != periods.len() {
+            let message = format!("{} `{key}` for {} pairs of dimensions", factors.len(), periods.len());
+            return Err(invalid(message));
+        }
+        array(periods.iter().zip(factors).map(|(period, factor)| period * factor).collect())
+    };
+    let long = stretched("long_factor", &scaling.long_factor)?;
+    let short = match scaling.short_factor {
+        Some(_) => stretched("short_factor", &scaling.short_factor)?,
+        None => long.clone(),
+    };
+    let longest = config.max_position_embeddings.map(f64::from);
+    let context = config.original_max_position_embeddings.or(scaling.original_max_position_embeddings);
+    let context = positive(scaling, "original_max_position_embeddings", context.or(longest))?;
     let factor = scaling.factor.or(longest.map(|longest| longest / context)).unwrap_or(1.0);
     let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / context.ln()).sqrt() };
-    let periods = periods.iter().zip(factors).map(|(period, factor)| period * factor).collect();
-    Ok((scaling.attention_factor.unwrap_or(magnitude), periods))
+    let speed = Speed::LongRope { short, long, context: context as i32 };
+    Ok((scaling.attention_factor.unwrap_or(magnitude), speed))
+}
+
+fn array(periods: Vec<f64>) -> Result<Array> {
+    let periods: Vec<f32> = periods.into_iter().map(|p| p as f32).collect();
+    Array::from_slice(&periods, &[periods.len() as i32])
 }
 
 /// Only a part of the pairs turns, at the speeds they would have if all did.

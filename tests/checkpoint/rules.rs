@@ -59,6 +59,41 @@ fn values(array: &Array) -> Vec<f32> {
 }
 
 #[test]
+fn rules_under_a_prefix_do_the_same_there() {
+    let rules = || {
+        Rules::new()
+            .drop("dropped", "for the test")
+            .rename("a.{}", "b.{}")
+            .split("both", &["left", "right"], 0, &[])
+            .merge(&["left", "b.1"], "merged", 0)
+            .stack("e.{#}", "e")
+            .transpose("t", &[1, 0])
+            .reshape("r", &[-1])
+            .add("n", 1.0)
+            .tie("n", "m")
+    };
+    let tensors: [(&str, &[i32]); 9] = [
+        ("a.1", &[2, 2]),
+        ("both", &[4, 2]),
+        ("dropped", &[1]),
+        ("e.0", &[3]),
+        ("e.1", &[3]),
+        ("n", &[2]),
+        ("other", &[2]),
+        ("r", &[2, 2]),
+        ("t", &[2, 3]),
+    ];
+    let (_, expected) = apply(&rules(), &counting(&tensors));
+    let prefixed: Vec<(String, &[i32])> =
+        tensors.iter().map(|(key, shape)| (format!("x.y.{key}"), *shape)).collect();
+    let prefixed: Vec<(&str, &[i32])> = prefixed.iter().map(|(key, shape)| (key.as_str(), *shape)).collect();
+    let (_, found) = apply(&rules().under("x.y."), &counting(&prefixed));
+    let expected: Arrays = expected.into_iter().map(|(key, array)| (format!("x.y.{key}"), array)).collect();
+    assert_eq!(host(&found), host(&expected));
+    assert_eq!(expected.len(), 8);
+}
+
+#[test]
 fn names_are_exchanged_by_one_rule() {
     let arrays = counting(&[("a.x", &[1]), ("x.a", &[1]), ("b", &[1])]);
     let (_, weights) =

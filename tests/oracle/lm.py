@@ -6,7 +6,7 @@
 Each case is a checkpoint in `tests/fixtures/lm/NAME`, with `expect.safetensors`: `input_ids`, int32
 [2, 20], `logits`, float32 [2, 20, 40], and `greedy`, int32 [12], which follow the first row. The two
 frameworks cover what they implement rightly: mlx-lm has no window in Mistral and reads less of YaRN's
-settings, transformers has no MLX quantization and picks LongRoPE's factors by length.
+settings, and always takes LongRoPE's long factors; transformers has no MLX quantization.
 """
 
 import json
@@ -56,9 +56,9 @@ TRANSFORMERS = {
     "mistral": LLAMA | dict(model_type="mistral", sliding_window=6, num_hidden_layers=2),
     "qwen3": QWEN3 | dict(attention_bias=True, num_hidden_layers=2),
     "qwen3_sliding": QWEN3 | dict(num_hidden_layers=2, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "rope_longrope": old_rope(type="longrope", long_factor=[1.1, 1.5, 2.0, 3.0], short_factor=[1.0, 1.2, 1.4, 1.6], original_max_position_embeddings=32),
 }
 MLX = {
-    "rope_longrope": old_rope(type="longrope", long_factor=[1.1, 1.5, 2.0, 3.0], short_factor=[1.0] * 4, original_max_position_embeddings=32),
     "rope_proportional": old_rope(rope_type="proportional", partial_rotary_factor=0.5, factor=2.0),
     "sliding": LLAMA | dict(num_hidden_layers=2, sliding_window=6, layer_types=[FULL, SLIDE]),
     "q4": LLAMA | dict(quantization=dict(group_size=32, bits=4)),

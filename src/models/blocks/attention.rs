@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Mixer;
 use crate::array::{Array, Dtype};
-use crate::cache::{KeysValues, LayerCache, Mask, Masks, QuantizedKeysValues};
+use crate::cache::{KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::nn::{Linear, Module, Norm, Rope, join};
@@ -82,6 +82,12 @@ pub struct Attention {
     /// The logit of a share of each head's attention that goes nowhere, `[heads]` (Xiao et al., "Efficient
     /// Streaming Language Models with Attention Sinks", 2023), and where the checkpoint has it.
     pub sinks: Option<(&'static str, Array)>,
+    /// Whether a norm takes all heads at once, and not each alone (OLMo 2).
+    pub norms_all_heads: bool,
+    /// Of the values of each head.
+    pub v_norm: Option<Norm>,
+    /// Where [`soft_cap`] bends the scores.
+    pub cap: Option<f32>,
     /// `None` for a layer without rotary positions.
     pub rope: Option<Rope>,
     /// Query heads.
@@ -146,6 +152,9 @@ impl Attention {
             k_norm: None,
             norms_after_rope: false,
             sinks: None,
+            norms_all_heads: false,
+            v_norm: None,
+            cap: None,
             rope: None,
             heads,
             kv_heads,
@@ -186,23 +195,33 @@ impl Attention {
     }
 
     /// Queries or keys of a cache's next tokens, with their norm and their positions.
-    fn place(&self, x: &Array, norm: Option<&Norm>, cache: &LayerCache) -> Result<Array> {
-        let Some(norm) = norm else { return self.turn(x, cache) };
-        match self.norms_after_rope {
-            true => norm.forward(&self.turn(x, cache)?),
-            false => self.turn(&norm.forward(x)?, cache),
-        }
+    fn place(&self, x: Array, norm: Option<&Norm>, offset: &Offset, expected: i32) -> Result<Array> {
+        let turn = |x: Array| {
+            self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward_within(&x, offset, expected))
+        };
+        let norm = |x: Array| match norm {
+            Some(norm) if self.norms_all_heads => split_heads(&norm.forward(&merge_heads(&x)?)?, x.dim(1)?),
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        };
+        if self.norms_after_rope { norm(turn(x)?) } else { turn(norm(x)?) }
     }
 
     /// The heads' outputs, `[batch, length, heads * head_dim]`, before the last projection.
     pub fn heads_of(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let mask = masks.of(cache, self.window)?;
         let [queries, keys, values] = self.project(x)?;
-        let queries = self.place(&queries, self.q_norm.as_ref(), cache)?;
-        let keys = self.place(&keys, self.k_norm.as_ref(), cache)?;
+        let (offset, expected) = (cache.offset(), masks.expected());
+        let queries = self.place(queries, self.q_norm.as_ref(), &offset, expected)?;
+        let keys = self.place(keys, self.k_norm.as_ref(), &offset, expected)?;
+        let values = self.v_norm.as_ref().map_or(Ok(values.clone()), |norm| norm.forward(&values))?;
         let seen = cache.update(&keys, &values)?;
-        let sinks = self.sinks.as_ref().map(|(_, sinks)| sinks);
-        merge_heads(&attend(&queries, &seen, self.scale, &mask, sinks)?)
+        merge_heads(&match self.cap {
+            Some(cap) => {
+                attend_adjusted(&queries, &seen, self.scale, &mask, |scores| soft_cap(&scores, cap))?
+            }
+            None => attend(&queries, &seen, self.scale, &mask, self.sinks.as_ref().map(|(_, sinks)| sinks))?,
+        })
     }
 }
 
@@ -237,6 +256,7 @@ impl Module for Attention {
         if let Some((name, sinks)) = &self.sinks {
             sinks.visit(&join(path, name), f);
         }
+        self.v_norm.visit(&join(path, "v_norm"), f);
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         let names = self.names;
@@ -254,6 +274,7 @@ impl Module for Attention {
         if let Some((name, sinks)) = &mut self.sinks {
             sinks.visit_mut(&join(path, name), f);
         }
+        self.v_norm.visit_mut(&join(path, "v_norm"), f);
     }
 }
 

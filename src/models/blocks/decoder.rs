@@ -2,7 +2,7 @@
 
 use crate::array::Array;
 use crate::cache::{Cache, LayerCache, Masks};
-use crate::checkpoint::Weights;
+use crate::checkpoint::{Rules, Weights};
 use crate::error::{Error, Result};
 use crate::models::{LanguageModel, stage};
 use crate::nn::{Embedding, Linear, Module, Norm, join};
@@ -243,7 +243,7 @@ impl<L: DecoderLayer> Decoder<L> {
     /// What comes out of the last layer and its norm.
     pub fn hidden(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array> {
         let mut h = self.placed(embeddings, cache)?;
-        let mut masks = Masks::new(h.dim(1)?);
+        let mut masks = Masks::new(h.dim(1)?).expecting(cache.expected());
         let memories = self.layers.iter().filter(|layer| layer.make_cache().is_some()).count();
         let mut caches = cache.layers_mut(memories)?.iter_mut();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -327,6 +327,21 @@ pub struct TextPart<M> {
 }
 
 parameters!(<M: LanguageModel> TextPart<M> { language_model });
+
+/// The rules of a [`TextPart`] whose language model has the rules `inner`: its weights may be under
+/// `language_model.model`, `model.language_model` or `model`, and those of the other `parts` go.
+pub fn text_rules(parts: &[&str], inner: Rules) -> Rules {
+    let drop = |rules: Rules, part: &&str| {
+        let why = "not of the language model";
+        rules.drop(format!("{part}.*"), why).drop(format!("model.{part}.*"), why)
+    };
+    let rules = parts.iter().fold(Rules::new(), drop);
+    rules
+        .rename("model.language_model.*", "language_model.model.*")
+        .rename("model.*", "language_model.model.*")
+        .rename("lm_head.*", "language_model.lm_head.*")
+        .append(inner.under("language_model."))
+}
 
 impl<M: LanguageModel> LanguageModel for TextPart<M> {
     fn embed(&self, tokens: &Array) -> Result<Array> {

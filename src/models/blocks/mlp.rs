@@ -9,6 +9,7 @@ use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Module, join};
+use crate::ops;
 
 /// A function of a gate and of what it gates.
 #[derive(Clone)]
@@ -34,10 +35,16 @@ impl fmt::Debug for Gated {
 #[derive(Debug, Clone)]
 pub struct Mlp {
     names: MlpNames,
-    gate_proj: Linear,
-    up_proj: Linear,
+    gate_up: GateUp,
     down_proj: Linear,
     act: Gated,
+}
+
+#[derive(Debug, Clone)]
+enum GateUp {
+    Separate([Linear; 2]),
+    /// The gate, then what it gates.
+    Joined(Linear),
 }
 
 /// Where a checkpoint has the parts of an [`Mlp`].
@@ -64,13 +71,20 @@ impl Mlp {
 
     /// As [`new`](Self::new), for a checkpoint with other names.
     pub fn named(w: &Weights, names: MlpNames, dims: i32, hidden: i32, act: Activation) -> Result<Self> {
-        Ok(Self {
-            names,
-            gate_proj: w.linear(names.gate, dims, hidden)?,
-            up_proj: w.linear(names.up, dims, hidden)?,
-            down_proj: w.linear(names.down, hidden, dims)?,
-            act: Gated::new(move |gate, x| act.apply(gate)? * x),
-        })
+        let gate_up = [w.linear(names.gate, dims, hidden)?, w.linear(names.up, dims, hidden)?];
+        Self::of(w, names, GateUp::Separate(gate_up), [dims, hidden], act)
+    }
+
+    /// As [`new`](Self::new), with one projection `gate_up_proj`.
+    pub fn fused(w: &Weights, dims: i32, hidden: i32, act: Activation) -> Result<Self> {
+        let names = MlpNames { gate: "gate_up_proj", ..MlpNames::LLAMA };
+        let gate_up = GateUp::Joined(w.linear(names.gate, dims, 2 * hidden)?);
+        Self::of(w, names, gate_up, [dims, hidden], act)
+    }
+
+    fn of(w: &Weights, names: MlpNames, gate_up: GateUp, sizes: [i32; 2], act: Activation) -> Result<Self> {
+        let down_proj = w.linear(names.down, sizes[1], sizes[0])?;
+        Ok(Self { names, gate_up, down_proj, act: Gated::new(move |gate, x| act.apply(gate)? * x) })
     }
 
     /// With another unit than `act(gate) * up`: a function of the gate and of what it gates.
@@ -81,21 +95,34 @@ impl Mlp {
 
 impl Module for Mlp {
     fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
-        self.gate_proj.visit(&join(path, self.names.gate), f);
-        self.up_proj.visit(&join(path, self.names.up), f);
+        match &self.gate_up {
+            GateUp::Separate([gate, up]) => {
+                gate.visit(&join(path, self.names.gate), f);
+                up.visit(&join(path, self.names.up), f);
+            }
+            GateUp::Joined(both) => both.visit(&join(path, self.names.gate), f),
+        }
         self.down_proj.visit(&join(path, self.names.down), f);
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
-        self.gate_proj.visit_mut(&join(path, self.names.gate), f);
-        self.up_proj.visit_mut(&join(path, self.names.up), f);
+        match &mut self.gate_up {
+            GateUp::Separate([gate, up]) => {
+                gate.visit_mut(&join(path, self.names.gate), f);
+                up.visit_mut(&join(path, self.names.up), f);
+            }
+            GateUp::Joined(both) => both.visit_mut(&join(path, self.names.gate), f),
+        }
         self.down_proj.visit_mut(&join(path, self.names.down), f);
     }
 }
 
 impl FeedForward for Mlp {
     fn forward(&self, x: &Array) -> Result<Array> {
-        let gated = self.act.apply(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&gated)
+        let [gate, up] = match &self.gate_up {
+            GateUp::Separate([gate, up]) => [gate.forward(x)?, up.forward(x)?],
+            GateUp::Joined(both) => ops::exactly(ops::split(&both.forward(x)?, 2, -1)?)?,
+        };
+        self.down_proj.forward(&self.act.apply(&gate, &up)?)
     }
 }
 
