@@ -85,6 +85,7 @@ impl Fixture {
         let ids = self.ids();
         let mut cache = if pieces.is_empty() { model.make_cache().stateless() } else { model.make_cache() };
         let whole = [ids.shape()[1]];
+        cache.expect(whole[0]);
         let (mut start, mut parts) = (0, Vec::new());
         for length in if pieces.is_empty() { &whole[..] } else { pieces } {
             let piece = super::columns(&ids, start, start + length);
