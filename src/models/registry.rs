@@ -87,8 +87,6 @@ models! {
     "plamo" => lm::plamo;
     "qwen" => lm::qwen;
     "phi3" => lm::phi3;
-    "phi" => lm::phi;
-    "phixtral" | "phi-msft" => lm::phixtral;
     "qwen2" => lm::qwen2;
     "qwen3" => lm::qwen3;
     "qwen3_moe" | "qwen2_moe" => lm::qwen3_moe;
