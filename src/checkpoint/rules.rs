@@ -260,6 +260,7 @@ impl Rules {
                 | Rule::Transpose { key, .. }
                 | Rule::Reshape { key, .. }
                 | Rule::Add { key, .. }
+                | Rule::Normalize { key, .. }
                 | Rule::Cast { key, .. }
                 | Rule::View { key, .. } => put(key),
                 Rule::Decode { from, to, .. } => from.iter_mut().chain(to).for_each(put),

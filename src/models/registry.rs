@@ -57,7 +57,6 @@ models! {
     "exaone" => lm::exaone;
     "exaone_moe" => lm::exaone_moe;
     "glm4_moe" | "deepseek" | "dots1" | "solar_open" => lm::glm4_moe;
-    "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
     "gemma3_text" => lm::gemma3_text;
