@@ -107,6 +107,13 @@ pub enum Rule {
         /// Along which axis.
         axis: i32,
     },
+    /// Rules for one of several layouts.
+    When {
+        /// What marks the layout: the rules apply if a key matches.
+        key: String,
+        /// The rules.
+        rules: Rules,
+    },
     /// Another dtype. Backwards it is exact if the other dtype is the wider one.
     Cast {
         /// The keys.
@@ -264,10 +271,19 @@ impl Rules {
                 | Rule::Cast { key, .. }
                 | Rule::View { key, .. } => put(key),
                 Rule::Decode { from, to, .. } => from.iter_mut().chain(to).for_each(put),
+                Rule::When { key, rules } => {
+                    put(key);
+                    *rules = std::mem::take(rules).under(prefix);
+                }
             }
             rule
         };
         Self(self.0.into_iter().map(place).collect())
+    }
+
+    /// And [`Rule::When`].
+    pub fn when(self, key: &str, rules: Rules) -> Self {
+        self.and(Rule::When { key: key.into(), rules })
     }
 
     /// The rules in order.
@@ -308,6 +324,10 @@ impl Plan {
                     self.current.remove(&self.map.info(at).key);
                 }
                 return Ok(());
+            }
+            Rule::When { key, rules } => {
+                let applies = !self.matching(key).is_empty();
+                return if applies { rules.iter().try_for_each(|rule| self.apply(rule)) } else { Ok(()) };
             }
             Rule::Rename { from, to } => (Transform::Rename, self.places(from, &renamed(to))),
             Rule::Tie { from, to } => (Transform::Tie, self.places(from, &renamed(to))),

@@ -45,22 +45,22 @@ macro_rules! models {
 }
 
 models! {
-    "Klear" => lm::klear;
     "apertus" => lm::apertus;
     "bailing_moe" => lm::bailing_moe;
     "bitnet" => lm::bitnet;
+    "dbrx" => lm::dbrx;
     "deepseek_v2" => lm::deepseek_v2;
     "deepseek_v3" | "glm4_moe_lite" | "joyai_llm_flash" | "kimi_k2" => lm::deepseek_v3;
     "deepseek_v32" | "glm_moe_dsa" => lm::deepseek_v32;
-    "dbrx" => lm::dbrx;
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "exaone_moe" => lm::exaone_moe;
     "glm4_moe" | "deepseek" | "dots1" | "solar_open" => lm::glm4_moe;
+    "gemma" => lm::gemma;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
     "gemma3_text" => lm::gemma3_text;
-    "gemma" => lm::gemma;
+    "glm4_moe" | "dots1" | "solar_open" => lm::glm4_moe;
     "gpt2" => lm::gpt2;
     "gpt_bigcode" => lm::gpt_bigcode;
     "gpt_neox" => lm::gpt_neox;
@@ -70,9 +70,15 @@ models! {
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
+    "jamba" => lm::jamba;
     "kimi_k25" | "kimi_vl" => lm::kimi_k25;
+    "Klear" => lm::klear;
+    "lfm2" | "lfm2_moe" => lm::lfm2;
+    "lfm2-vl" | "lfm2_vl" => lm::lfm2_vl;
     "lille-130m" => lm::lille_130m;
-    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
+    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "telechat3" | "xverse" => lm::llama;
+    "mamba" | "falcon_mamba" => lm::mamba;
+    "mamba2" => lm::mamba2;
     "minicpm" => lm::minicpm;
     "minicpm3" => lm::minicpm3;
     "mistral4" => lm::mistral4;
@@ -80,15 +86,18 @@ models! {
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
+    "nemotron_h" => lm::nemotron_h;
     "nemotron-nas" => lm::nemotron_nas;
     "phi" => lm::phi;
+    "phi3" => lm::phi3;
     "phixtral" | "phi-msft" => lm::phixtral;
     "plamo" => lm::plamo;
     "qwen" => lm::qwen;
-    "phi3" => lm::phi3;
     "qwen2" => lm::qwen2;
     "qwen3" => lm::qwen3;
+    "qwen3_5" | "qwen3_5_moe" | "qwen3_5_moe_text" | "qwen3_5_text" => lm::qwen3_5;
     "qwen3_moe" | "qwen2_moe" => lm::qwen3_moe;
+    "qwen3_next" => lm::qwen3_next;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;

@@ -54,6 +54,11 @@ pub fn clamped_swiglu(gate: &Array, x: &Array, alpha: f32, limit: f32) -> Result
     (&gate * ops::sigmoid(&(&gate * alpha)?)?)? * (x + 1)?
 }
 
+/// `ln(1 + e^x)`.
+pub fn softplus(x: &Array) -> Result<Array> {
+    ops::logaddexp(x, 0)
+}
+
 /// An activation function by the name that configs give it (`hidden_act`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

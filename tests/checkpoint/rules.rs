@@ -164,6 +164,17 @@ fn a_sum_and_a_cast_keep_the_name() {
 }
 
 #[test]
+fn rules_for_a_layout_wait_for_its_mark() {
+    let rules = Rules::new().when("*.conv1d.weight [_, 1, _]", Rules::new().add("norm.weight", 1.0));
+    let norm_beside = |conv: &[i32]| {
+        let arrays = counting(&[("norm.weight", &[1]), ("a.conv1d.weight", conv)]);
+        values(&round_trip(&rules, &arrays).1["norm.weight"])
+    };
+    assert_eq!(norm_beside(&[2, 1, 3]), [1.]);
+    assert_eq!(norm_beside(&[2, 3, 1]), [0.]);
+}
+
+#[test]
 fn what_is_tied_has_two_names() {
     let arrays = counting(&[("embed.weight", &[2])]);
     let (map, weights) = round_trip(&Rules::new().tie("embed.weight", "head.weight"), &arrays);
@@ -271,6 +282,7 @@ fn a_rule() -> impl Strategy<Value = Rule> {
         Just(Rule::Reshape { key: key(), shape: vec![0, 1, -1] }),
         Just(Rule::Add { key: key(), value: 1.0 }),
         Just(Rule::Cast { key: key(), dtype: Dtype::Float64 }),
+        Just(Rule::When { key: "t.a*".into(), rules: Rules::new().add("t.*", 1.0) }),
     ]
 }
 

@@ -9,6 +9,7 @@ mod forward;
 mod generation;
 #[cfg(feature = "hub")]
 mod hub;
+mod recurrences;
 mod sampling;
 #[cfg(feature = "structured")]
 mod structured;

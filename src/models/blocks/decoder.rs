@@ -161,6 +161,14 @@ impl Names {
     /// Those of Llama and most others.
     pub const LLAMA: Names =
         Names { embed: "model.embed_tokens", layers: "model.layers", norm: "model.norm", head: "lm_head" };
+
+    /// Those of Mamba.
+    pub const MAMBA: Names = Names {
+        embed: "backbone.embeddings",
+        layers: "backbone.layers",
+        norm: "backbone.norm_f",
+        head: "lm_head",
+    };
 }
 
 /// A language model whose layers come one after the other.

@@ -1,26 +1,42 @@
 //! Parts that several architectures share.
 
 mod attention;
+mod causal_conv;
 mod decoder;
 mod gated_attention;
+mod gated_delta_net;
+mod hybrid;
 mod latent_attention;
+mod linear_attention;
+mod mamba;
+mod mamba2;
 mod mlp;
 mod moe;
+mod query_gated_attention;
 mod router;
 pub mod sandwich;
+mod selective_scan;
 mod switch;
 
 pub use attention::{
     Attention, AttentionNames, LayerType, Qkv, attend, attend_adjusted, merge_heads, soft_cap, split_heads,
 };
+pub use causal_conv::{CausalConv, unpadded};
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
     text_rules,
 };
 pub use gated_attention::GatedAttention;
+pub use gated_delta_net::{GatedDeltaNet, GatedDeltaSizes};
+pub use hybrid::{HybridBlock, MixerBlock, MixerType, Positionwise};
 pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
+pub use linear_attention::{Sequence, gated_delta, gated_norm, linear_attention, log_decay, unit_length};
+pub use mamba::{Mamba, MambaSizes, TimeStepRank};
+pub use mamba2::{GroupedRmsNorm, Mamba2, Mamba2Sizes};
 pub use mlp::{Mlp, MlpNames, PlainMlp};
 pub use moe::{Moe, MoeNames};
+pub use query_gated_attention::QueryGatedAttention;
 pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use sandwich::{Sandwich, add_finite};
+pub use selective_scan::selective_scan;
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};

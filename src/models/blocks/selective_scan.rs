@@ -1,0 +1,87 @@
+//! The recurrence of the first Mamba.
+
+use crate::array::{Array, Dtype};
+use crate::error::{Error, Result};
+use crate::ops::{self, PadMode};
+
+/// Positions whose states are in memory at once.
+const SEGMENT: i32 = 256;
+/// Positions of a chunk: all chunks of a segment go through theirs in step.
+const CHUNK: i32 = 16;
+
+/// The selective scan (Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+/// 2023), for each channel and position in order, in `float32`:
+///
+/// ```text
+/// state <- state * exp(dt a) + dt x b
+/// output = state . c
+/// ```
+///
+/// `x` and `dt` are `[batch, length, channels]`, `a` is `[channels, state]`, `b` and `c` are `[batch, length,
+/// state]`. Returns the outputs, `[batch, length, channels]`, and the last state, `[batch, channels,
+/// state]`. Without a `state`, the sequence starts from zeros.
+pub fn selective_scan(
+    x: &Array,
+    dt: &Array,
+    a: &Array,
+    [b, c]: [&Array; 2],
+    state: Option<&Array>,
+) -> Result<(Array, Array)> {
+    let (&[batch, length, channels], &[_, dims]) = (x.shape(), a.shape()) else {
+        return Err(Error::Shape { op: "selective_scan", lhs: x.shape().to_vec(), rhs: a.shape().to_vec() });
+    };
+    let float = |x: &Array| ops::astype(x, Dtype::Float32);
+    let [x, dt, a, b, c] = [float(x)?, float(dt)?, float(a)?, float(b)?, float(c)?];
+    let x = (x * &dt)?;
+    let mut state = match state {
+        Some(state) => float(state)?,
+        None => ops::zeros(&[batch, channels, dims], Dtype::Float32)?,
+    };
+    if length == 1 {
+        let decay = ops::exp(&(ops::reshape(&dt, &[batch, channels, 1])? * &a)?)?;
+        let state = ((state * decay)? + (ops::reshape(&x, &[batch, channels, 1])? * &b)?)?;
+        let out = ops::matmul(&state, &ops::swapaxes(&c, 1, 2)?)?;
+        return Ok((ops::reshape(&out, &[batch, 1, channels])?, state));
+    }
+    let mut outputs = Vec::new();
+    for start in (0..length).step_by(SEGMENT as usize) {
+        let part = |x: &Array| x.index((.., start..length.min(start + SEGMENT)));
+        let (out, next) = segment(&part(&x)?, &part(&dt)?, &a, [&part(&b)?, &part(&c)?], &state)?;
+        outputs.push(out);
+        state = next;
+    }
+    Ok((ops::concatenate(&outputs, 1)?, state))
+}
+
+/// At most `SEGMENT` positions; `x` is multiplied by `dt`.
+fn segment(x: &Array, dt: &Array, a: &Array, [b, c]: [&Array; 2], state: &Array) -> Result<(Array, Array)> {
+    let length = x.dim(1)?;
+    let count = (length + CHUNK - 1) / CHUNK;
+    // Zeros behind the end change nothing: they add nothing, and do not decay.
+    let behind = [(0, 0), (0, count * CHUNK - length), (0, 0)];
+    let cut = |x: &Array| ops::unflatten(&ops::pad(x, &behind, PadMode::Constant, 0)?, 1, &[count, CHUNK]);
+    let (x, dt, b, c) = (cut(x)?, cut(dt)?, cut(b)?, cut(c)?);
+    let column = |x: &Array| ops::expand_dims(x, -1);
+    let decay = ops::exp(&(column(&dt)? * a)?)?;
+    let added = (column(&x)? * ops::expand_dims(&b, -2)?)?;
+    // The states of all chunks as if each began with zeros, [batch, count, channels, dims].
+    let at = |x: &Array, t: i32| x.index((.., .., t));
+    let mut alone = vec![at(&added, 0)?];
+    for t in 1..CHUNK {
+        let before = &alone[alone.len() - 1];
+        alone.push(((before * at(&decay, t)?)? + at(&added, t)?)?);
+    }
+    let alone = ops::stack(&alone, 2)?;
+    // What is left of the state that a chunk begins with.
+    let left = ops::exp(&(column(&ops::cumsum(&dt, 2, false, true)?)? * a)?)?;
+    let (last, kept) = (at(&alone, -1)?, at(&left, -1)?);
+    let (mut state, mut starts) = (state.clone(), Vec::new());
+    for i in 0..count {
+        starts.push(state.clone());
+        state = ((state * kept.index((.., i))?)? + last.index((.., i))?)?;
+    }
+    let starts = ops::expand_dims(&ops::stack(&starts, 1)?, 2)?;
+    let states = (alone + (left * starts)?)?;
+    let out = ops::squeeze(&ops::matmul(&states, &column(&c)?)?, -1)?;
+    Ok((ops::flatten(&out, 1, 2)?.index((.., ..length))?, state))
+}
