@@ -55,7 +55,6 @@ models! {
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "exaone_moe" => lm::exaone_moe;
-    "glm4_moe" | "deepseek" | "dots1" | "solar_open" => lm::glm4_moe;
     "gemma" => lm::gemma;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
