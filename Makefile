@@ -4,7 +4,10 @@ CARGO ?= cargo
 CHECKPOINT := assets/tiny-qwen3
 DEMO := target/demo
 
-.PHONY: deps demo test lint doc bench
+# The folder of the generators of reference checkpoints.
+ORACLE ?= ../shared/oracle
+
+.PHONY: deps demo test lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
 	@scripts/deps
@@ -30,3 +33,7 @@ bench: deps ## Speed of the kernels and of the bundled checkpoint on this machin
 	$(CARGO) bench --bench quantized_matmul
 	$(CARGO) build --release
 	target/release/mlxport bench model --model $(CHECKPOINT) --prompt-tokens 512 --generate-tokens 128
+
+parity: deps ## Holds every architecture to mlx-lm and transformers; writes docs/models.md. Needs Python and ORACLE
+	$(CARGO) build --release
+	scripts/parity "$(ORACLE)"

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Outcome, print, print_json};
-use crate::models::{MODEL_TYPES, ModelStatus, model_statuses};
+use crate::models::{MODEL_TYPES, ModelStatus, model_statuses, module_of};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -17,6 +17,8 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Row<'a> {
     model_type: &'a str,
+    /// What implements it.
+    module: Option<&'static str>,
     /// Null for what no sweep has run.
     status: Option<&'a ModelStatus>,
 }
@@ -27,7 +29,11 @@ pub(super) fn run(args: &Args) -> Outcome {
         statuses.iter().map(|status| (status.model_type.as_str(), status)).collect();
     let mut types = MODEL_TYPES.to_vec();
     types.sort_unstable();
-    let rows = types.iter().map(|name| Row { model_type: name, status: by_type.get(name).copied() });
+    let rows = types.iter().map(|name| Row {
+        model_type: name,
+        module: module_of(name),
+        status: by_type.get(name).copied(),
+    });
     if args.json {
         return print_json(&rows.collect::<Vec<_>>());
     }

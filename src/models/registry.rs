@@ -11,6 +11,14 @@ macro_rules! models {
         /// Every `model_type` that can be loaded.
         pub const MODEL_TYPES: &[&str] = &[$($($name,)+)*];
 
+        /// The module that implements a `model_type`, such as `lm::llama`.
+        pub fn module_of(model_type: &str) -> Option<&'static str> {
+            match model_type {
+                $($($name)|+ => Some(stringify!($($module)::+)),)*
+                _ => None,
+            }
+        }
+
         /// The module that implements a checkpoint's `model_type`, and the rules for its weights.
         pub fn architecture(config: &Config) -> Result<(&'static str, Rules)> {
             match config.model_type()? {

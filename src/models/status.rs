@@ -9,13 +9,11 @@ use crate::error::{Error, Result};
 pub struct ModelStatus {
     /// The `model_type` of the config.
     pub model_type: String,
-    /// The file that implements it, such as `lm::llama`.
-    pub module: String,
     /// Cases that agree.
     pub passed: u32,
     /// Cases that were run.
     pub total: u32,
-    /// The largest difference of logits in any case, over their standard deviation.
+    /// The largest difference of logits in any case of float32, over their standard deviation.
     pub worst_error: f64,
 }
 
