@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::gguf::{self, Gguf};
 use super::{nearest, python_json};
 use crate::array::Dtype;
 use crate::error::{Error, Result};
@@ -27,8 +28,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` in `dir`. Fails if there is none, or if it is not one JSON object.
+    /// Reads `config.json` in `dir`; for a GGUF file, or a folder that has one and no config, what the
+    /// file says in place of it. Fails if there is none, or if it is not one JSON object.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        if let Some(path) = gguf::find(dir.as_ref())? {
+            let json = Gguf::open(&path)?.config()?;
+            return Ok(Self { path, json });
+        }
         Self::read(dir.as_ref().join("config.json"))
     }
 

@@ -1,4 +1,4 @@
-//! The safetensors files of a checkpoint directory.
+//! The files of a checkpoint that have its tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::gguf::{self, Gguf};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::io::layout::{INDEX, SINGLE, shard_number};
@@ -15,7 +16,7 @@ use crate::io::{SafeTensors, TensorInfo};
 /// The longest index that is read, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
-/// The tensors of a checkpoint directory: one `model.safetensors`, or the shards that
+/// The tensors of a checkpoint: a GGUF file, or of a directory one `model.safetensors`, or the shards that
 /// `model.safetensors.index.json` names, or, without an index, a whole set of
 /// `model-00001-of-0000N.safetensors`.
 ///
@@ -27,6 +28,8 @@ pub struct Files {
     shards: Vec<SafeTensors>,
     /// Which shard has a tensor.
     shard_of: BTreeMap<String, usize>,
+    /// In place of shards.
+    gguf: Option<Gguf>,
 }
 
 /// What we need of `model.safetensors.index.json`.
@@ -36,10 +39,14 @@ struct Index {
 }
 
 impl Files {
-    /// Opens the files of `dir` and reads their headers. Fails if there are none, if a shard is
+    /// Opens the files of `dir`, or the GGUF file that it is, and reads their headers. Fails if there are none, if a shard is
     /// missing, if two shards have the same tensor, or if the index and the shards disagree.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
+        if let Some(path) = gguf::find(dir)? {
+            let gguf = Some(Gguf::open(&path)?);
+            return Ok(Self { dir: path, shards: Vec::new(), shard_of: BTreeMap::new(), gguf });
+        }
         let index = dir.join(INDEX);
         if index.exists() {
             return Self::indexed(dir, &index);
@@ -111,10 +118,15 @@ impl Files {
                 }
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), shards, shard_of })
+        Ok(Self { dir: dir.to_path_buf(), shards, shard_of, gguf: None })
     }
 
-    /// The directory.
+    /// The GGUF file, if that is what it is.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref()
+    }
+
+    /// The directory, or the GGUF file.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -126,14 +138,29 @@ impl Files {
 
     /// Name, shape and dtype of every tensor, by name. Fails if MLX cannot hold one of them.
     pub fn tensors(&self) -> Result<Vec<TensorInfo>> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.keys().map(|key| gguf.info(key)).collect();
+        }
         self.shard_of.iter().map(|(key, &at)| self.shards[at].info(key)).collect()
     }
 
     /// A tensor, lazy: see [`SafeTensors::array`].
     pub fn array(&self, key: &str) -> Result<Array> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.array(key);
+        }
         let missing = || Error::MissingWeight { path: key.to_owned(), file: self.dir.clone() };
         let at = *self.shard_of.get(key).ok_or_else(missing)?;
         self.shards[at].array(key)
+    }
+
+    /// Gives the memory of a tensor that was read back to the system.
+    pub(super) fn release(&self, key: &str) {
+        match (&self.gguf, self.shard_of.get(key)) {
+            (Some(gguf), _) => gguf.release(key),
+            (None, Some(&at)) => self.shards[at].release(key),
+            (None, None) => {}
+        }
     }
 
     /// The file that has the tensor, or the directory if none has it.

@@ -16,6 +16,7 @@
 mod config;
 mod files;
 pub mod foreign;
+pub mod gguf;
 mod map;
 mod pattern;
 mod python_json;
@@ -27,6 +28,7 @@ mod weights;
 pub use config::{Config, QuantizationConfig};
 pub use files::Files;
 pub use foreign::Encoding;
+pub use gguf::Gguf;
 pub use map::{Dropped, Row, WeightMap};
 pub use rules::{Rule, Rules};
 pub use weights::Weights;

@@ -172,6 +172,13 @@ impl Weights {
         self.root.map.compute(at, &mut HashMap::new(), &|key| self.root.source.array(key))
     }
 
+    /// Gives back the memory of the tensors that the weight at a full path was read from.
+    pub(crate) fn release(&self, path: &str) {
+        if let (Source::Files(files), Some(at)) = (&self.root.source, self.root.map.target(path)) {
+            self.root.map.sources_of(at).for_each(|source| files.release(&source.key));
+        }
+    }
+
     /// How the weights came from the checkpoint.
     pub fn map(&self) -> &WeightMap {
         &self.root.map

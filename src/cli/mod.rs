@@ -4,6 +4,7 @@
 //! that closes the pipe ends the command quietly.
 
 mod bench;
+mod convert;
 mod devices;
 mod forward;
 mod generate;
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// Ports a checkpoint, proves it against an oracle, and reports
     Port(port::Args),
+    /// Writes a checkpoint in MLX's layout, quantized or not
+    Convert(convert::Args),
     /// Continues a prompt
     Generate(generate::Args),
     /// Writes the logits of given token ids, and what leads to them
@@ -84,6 +87,7 @@ fn run(mut command: Command) -> Outcome {
     locate(&mut command)?;
     match command {
         Command::Port(args) => port::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Bench(command) => bench::run(&command),

@@ -38,6 +38,21 @@ impl Mapped {
         self.map.len()
     }
 
+    /// Gives the memory of these bytes back; who reads them again reads the file again. Whole pages only,
+    /// and only where the system has such a call.
+    pub(crate) fn release(&self, start: usize, end: usize) {
+        const PAGE: usize = 1 << 16;
+        let (start, end) = (start.next_multiple_of(PAGE), end.min(self.map.len()) / PAGE * PAGE);
+        #[cfg(unix)]
+        if start < end {
+            // SAFETY: the range is inside the mapping. Nothing writes to it (an array over it is kept
+            // here, so that MLX never computes into it): what is read next is what was there.
+            let _ = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+            };
+        }
+    }
+
     /// The array over the bytes from `start`: the same one whenever it is asked for. On the CPU its
     /// elements stay in the file until they are read; elements that are not aligned are copied.
     ///
@@ -68,8 +83,8 @@ impl Mapped {
         // SAFETY: `start` is inside the mapping.
         let data = unsafe { self.map.as_mut_ptr().add(start) };
         let array = if data.align_offset(dtype.size()) != 0 {
-            // SAFETY: the range is inside the mapping and no array is over it.
-            array_from_bytes(unsafe { std::slice::from_raw_parts(data, end - start) }, shape, dtype)?
+            // SAFETY: the range is inside the mapping and no array is over it. A copy is the caller's own.
+            return array_from_bytes(unsafe { std::slice::from_raw_parts(data, end - start) }, shape, dtype);
         } else {
             // SAFETY: as above.
             if dtype == Dtype::Bool

@@ -147,6 +147,13 @@ impl SafeTensors {
         array.map_err(|e| Error::invalid(&self.path, format!("tensor `{key}`: {e}")))
     }
 
+    /// Gives the memory of a tensor that was read back to the system; reading it again is possible.
+    pub(crate) fn release(&self, key: &str) {
+        if let (Some(map), Some(info)) = (&self.map, self.tensors.get(key)) {
+            map.release(self.data_start + info.data_offsets.0, self.data_start + info.data_offsets.1);
+        }
+    }
+
     fn raw(&self, key: &str) -> Result<&StInfo> {
         let missing = || Error::MissingWeight { path: key.to_owned(), file: self.path.clone() };
         self.tensors.get(key).ok_or_else(missing)

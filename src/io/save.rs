@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::TensorInfo as StInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
 use super::atomic::Pending;
 use super::layout::{INDEX, SINGLE, shard_name, shard_number};
-use super::safetensors::{MAX_HEADER, MAX_NAME, METADATA, name_of};
+use super::safetensors::{MAX_HEADER, MAX_NAME, METADATA, TensorInfo, name_of};
 use crate::array::Array;
 use crate::error::{Error, Result};
 
-/// Arrays by name.
-type Named<'a> = Vec<(&'a str, &'a Array)>;
+/// What will be written, and under which names.
+type Infos<'a> = Vec<&'a TensorInfo>;
+/// Gives a tensor when its turn comes.
+type Give<'a> = dyn FnMut(&str) -> Result<Array> + 'a;
 
 /// Writes arrays and a text of metadata as one safetensors file. The same arrays give the same bytes:
 /// the tensors are sorted by dtype, the widest first, so that all are aligned, then by name.
@@ -28,7 +30,11 @@ pub fn save_safetensors<'a>(
     arrays: impl IntoIterator<Item = (&'a str, &'a Array)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    pending(path.as_ref(), arrays.into_iter().collect(), metadata)?.place()
+    let arrays: Vec<(&str, &Array)> = arrays.into_iter().collect();
+    let infos: Vec<TensorInfo> = arrays.iter().map(info).collect();
+    // Two of one name are refused before they are asked for.
+    let by_name: BTreeMap<&str, &Array> = arrays.iter().copied().collect();
+    pending(path.as_ref(), infos.iter().collect(), metadata, &mut |name| Ok(by_name[name].clone()))?.place()
 }
 
 /// Writes arrays as the weights of a checkpoint directory, as Hugging Face lays them out: one
@@ -43,40 +49,70 @@ pub fn save_sharded<'a>(
     max_shard_bytes: usize,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let dir = dir.as_ref();
-    let mut arrays: Named = arrays.into_iter().collect();
-    arrays.sort_by_key(|(name, _)| *name);
-    let total: usize = arrays.iter().map(|(_, array)| array.nbytes()).sum();
-    let mut shards: Vec<Named> = vec![Vec::new()];
+    let arrays: Vec<(&str, &Array)> = arrays.into_iter().collect();
+    let infos: Vec<TensorInfo> = arrays.iter().map(info).collect();
+    let by_name: BTreeMap<&str, &Array> = arrays.iter().copied().collect();
+    let index = Index { always: false, parameters: None };
+    let give = &mut |name: &str| Ok(by_name[name].clone());
+    save_sharded_with(dir.as_ref(), &infos, max_shard_bytes, metadata, index, give)
+}
+
+/// The index of a checkpoint directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Index {
+    /// Also beside a single file.
+    pub always: bool,
+    /// `total_parameters`, for those who read it.
+    pub parameters: Option<u64>,
+}
+
+/// As [`save_sharded`], with arrays that are made when their turn comes and dropped after it. Fails if
+/// one is not as `infos` says.
+pub(crate) fn save_sharded_with(
+    dir: &Path,
+    infos: &[TensorInfo],
+    max_shard_bytes: usize,
+    metadata: &BTreeMap<String, String>,
+    index: Index,
+    give: &mut Give,
+) -> Result<()> {
+    let mut sorted: Infos = infos.iter().collect();
+    sorted.sort_by(|a, b| a.key.cmp(&b.key));
+    let total: usize = infos.iter().map(nbytes).sum();
+    let mut shards: Vec<Infos> = vec![Vec::new()];
     let mut filled = 0usize;
-    for (name, array) in arrays {
-        if filled > 0 && filled.saturating_add(array.nbytes()) > max_shard_bytes {
+    for info in sorted {
+        if filled > 0 && filled.saturating_add(nbytes(info)) > max_shard_bytes {
             shards.push(Vec::new());
             filled = 0;
         }
-        shards.last_mut().expect("there is one from the start").push((name, array));
-        filled = filled.saturating_add(array.nbytes());
+        shards.last_mut().expect("there is one from the start").push(info);
+        filled = filled.saturating_add(nbytes(info));
     }
     let count = shards.len();
     let name_of_shard = |at| if count == 1 { SINGLE.to_owned() } else { shard_name(at + 1, count) };
     let mut weight_map = BTreeMap::new();
     let mut written = Vec::new();
     for (at, shard) in shards.into_iter().enumerate() {
-        weight_map.extend(shard.iter().map(|(name, _)| (name.to_string(), name_of_shard(at))));
-        written.push(pending(&dir.join(name_of_shard(at)), shard, metadata)?);
+        weight_map.extend(shard.iter().map(|info| (info.key.clone(), name_of_shard(at))));
+        written.push(pending(&dir.join(name_of_shard(at)), shard, metadata, give)?);
     }
-    let index = dir.join(INDEX);
-    let text = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    let new_index = Pending::write(&index, |out| {
-        let text = serde_json::to_string_pretty(&text).map_err(|e| Error::io(&index, e))?;
-        writeln!(out, "{text}").map_err(|e| Error::io(&index, e))
+    let path = dir.join(INDEX);
+    let mut about = json!({ "total_size": total });
+    if let Some(parameters) = index.parameters {
+        about["total_parameters"] = parameters.into();
+    }
+    let text = json!({ "metadata": about, "weight_map": weight_map });
+    let new_index = Pending::write(&path, |out| {
+        let text = serde_json::to_string_pretty(&text).map_err(|e| Error::io(&path, e))?;
+        writeln!(out, "{text}").map_err(|e| Error::io(&path, e))
     })?;
     // Without the old index, a directory that is caught between two checkpoints is seen to be one.
-    remove(&index)?;
+    remove(&path)?;
     for shard in written {
         shard.place()?;
     }
-    if count > 1 {
+    if count > 1 || index.always {
         new_index.place()?;
     }
     let stale = |name: &str| match shard_number(name) {
@@ -92,25 +128,38 @@ pub fn save_sharded<'a>(
     Ok(())
 }
 
+fn info((name, array): &(&str, &Array)) -> TensorInfo {
+    TensorInfo { key: (*name).to_owned(), shape: array.shape().to_vec(), dtype: array.dtype() }
+}
+
+fn nbytes(info: &TensorInfo) -> usize {
+    info.shape.iter().fold(info.dtype.size(), |bytes, &dim| bytes.saturating_mul(dim.max(0) as usize))
+}
+
 /// One safetensors file, written but not in its place.
-fn pending(path: &Path, mut arrays: Named, metadata: &BTreeMap<String, String>) -> Result<Pending> {
-    arrays.sort_by_key(|(name, array)| (Reverse(name_of(array.dtype())), *name));
-    let mut infos: Vec<(&str, TensorInfo)> = Vec::with_capacity(arrays.len());
+fn pending(
+    path: &Path,
+    mut infos: Infos,
+    metadata: &BTreeMap<String, String>,
+    give: &mut Give,
+) -> Result<Pending> {
+    infos.sort_by(|a, b| (Reverse(name_of(a.dtype)), &a.key).cmp(&(Reverse(name_of(b.dtype)), &b.key)));
+    let mut entries: Vec<(&str, StInfo)> = Vec::with_capacity(infos.len());
     let mut names = HashSet::new();
     let mut end = 0usize;
-    for (name, array) in &arrays {
-        let start = end;
-        end = start.checked_add(array.nbytes()).ok_or_else(|| Error::argument("save", "too many bytes"))?;
-        if name.len() > MAX_NAME || *name == METADATA || !names.insert(*name) {
+    for info in &infos {
+        let (start, name) = (end, info.key.as_str());
+        end = start.checked_add(nbytes(info)).ok_or_else(|| Error::argument("save", "too many bytes"))?;
+        if name.len() > MAX_NAME || name == METADATA || !names.insert(name) {
             return Err(Error::argument(
                 "save",
                 format!("`{name:.60}` is too long, reserved, or there twice"),
             ));
         }
-        let shape = array.shape().iter().map(|&dim| dim as usize).collect();
-        infos.push((name, TensorInfo { dtype: name_of(array.dtype()), shape, data_offsets: (start, end) }));
+        let shape = info.shape.iter().map(|&dim| dim as usize).collect();
+        entries.push((name, StInfo { dtype: name_of(info.dtype), shape, data_offsets: (start, end) }));
     }
-    let header = serde_json::to_string(&Header { metadata, infos: &infos });
+    let header = serde_json::to_string(&Header { metadata, infos: &entries });
     let mut header = header.map_err(|e| Error::io(path, e))?;
     // Spaces bring the data to a multiple of 8 bytes.
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
@@ -121,7 +170,12 @@ fn pending(path: &Path, mut arrays: Named, metadata: &BTreeMap<String, String>) 
         let fail = |e: std::io::Error| Error::io(path, e);
         out.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
         out.write_all(header.as_bytes()).map_err(fail)?;
-        for (_, array) in &arrays {
+        for info in &infos {
+            let array = give(&info.key)?;
+            if array.shape() != info.shape || array.dtype() != info.dtype {
+                let (shape, dtype) = (array.shape(), array.dtype());
+                return Err(Error::argument("save", format!("{info} turned out to be {shape:?} {dtype}")));
+            }
             out.write_all(array.to_host()?.bytes()).map_err(fail)?;
         }
         Ok(())
@@ -131,7 +185,7 @@ fn pending(path: &Path, mut arrays: Named, metadata: &BTreeMap<String, String>) 
 /// What a file begins with, in the order of the data.
 struct Header<'a> {
     metadata: &'a BTreeMap<String, String>,
-    infos: &'a [(&'a str, TensorInfo)],
+    infos: &'a [(&'a str, StInfo)],
 }
 
 impl Serialize for Header<'_> {

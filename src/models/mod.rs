@@ -14,7 +14,7 @@ mod text_args;
 
 pub use checks::Checks;
 pub use probe::stage;
-pub use registry::{MODEL_TYPES, architecture, load, module_of};
+pub use registry::{MODEL_TYPES, architecture, load, load_weights, module_of};
 pub use status::{ModelStatus, model_statuses};
 pub use text_args::TextArgs;
 

@@ -36,6 +36,11 @@ macro_rules! models {
         /// Fails for a `model_type` that is not here, for a config whose sizes no model has, and for
         /// weights that are missing, have another shape, or are of no use to the model.
         pub fn load(dir: &Path) -> Result<Box<dyn LanguageModel>> {
+            Ok(load_weights(dir)?.0)
+        }
+
+        /// As [`load`], with the weights that the model was made of.
+        pub fn load_weights(dir: &Path) -> Result<(Box<dyn LanguageModel>, Weights)> {
             let config = Config::load(dir)?;
             match config.model_type()? {
                 $($($name)|+ => {
@@ -44,7 +49,7 @@ macro_rules! models {
                     let weights = Weights::of(&config, dir, &$($module)::+::rules(&args))?;
                     let model = $($module)::+::model(&args, &weights)?;
                     weights.finish()?;
-                    Ok(Box::new(model))
+                    Ok((Box::new(model), weights))
                 })*
                 _ => Err(config.unknown_model_type(MODEL_TYPES)),
             }

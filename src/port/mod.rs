@@ -10,17 +10,19 @@ mod inspect;
 mod measure;
 mod oracle;
 mod parity;
+mod quantize;
 mod report;
 mod step;
 
 use std::path::{Path, PathBuf};
 
 pub use compare::Deviation;
-pub use convert::{Conversion, Plan};
+pub use convert::{Conversion, Plan, Rewrite, Rewritten, rewrite};
 pub use inspect::{FileInfo, Inspection};
 pub use measure::{Sample, Speed};
 pub use oracle::{Ids, Oracle};
 pub use parity::{Measured, Outcome, Parity, Rung, TOLERANCE};
+pub use quantize::Recipe;
 pub use report::Report;
 pub use step::Progress;
 

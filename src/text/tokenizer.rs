@@ -10,7 +10,7 @@ use tokenizers::models::unigram::Unigram;
 
 use super::chat::ChatTemplates;
 use super::{Chat, ChatTemplate, Detokenizer, sentencepiece, tiktoken};
-use crate::checkpoint::Config;
+use crate::checkpoint::{Config, Gguf, gguf};
 use crate::error::{Error, Result};
 
 /// The longest file, in bytes.
@@ -36,20 +36,28 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, or else a SentencePiece model (`tokenizer.model`, `spiece.model`) or a
     /// tiktoken file (`*.tiktoken`, `tiktoken.model`, `tokenizer.model`); and of `tokenizer_config.json`
-    /// and the files of chat templates what is there.
+    /// and the files of chat templates what is there. Of a GGUF file, all of it.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = file(dir)?;
+        let gguf = gguf_with_tokenizer(dir)?;
+        let path = gguf.clone().map_or_else(|| file(dir), Ok)?;
         let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-        if length > MAX_FILE {
+        let in_gguf = gguf.map(|path| Gguf::open(path)?.tokenizer()).transpose()?;
+        if in_gguf.is_none() && length > MAX_FILE {
             return Err(Error::invalid(&path, format!("{length} bytes, and {MAX_FILE} is the most")));
         }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let (json, in_file) = in_gguf.unzip();
+        let bytes = match &json {
+            Some(json) => json.to_string().into_bytes(),
+            None => std::fs::read(&path).map_err(|e| Error::io(&path, e))?,
+        };
         let config_path = dir.join("tokenizer_config.json");
-        let config = match config_path.exists() {
-            true => Config::read(&config_path)?.json().clone(),
-            false => Value::Null,
+        let config = match in_file {
+            Some(config) => config,
+            None if config_path.exists() => Config::read(&config_path)?.json().clone(),
+            None => Value::Null,
         };
         let (bytes, mut special) = match path.extension() {
+            _ if json.is_some() => (bytes, Map::new()),
             Some(extension) if extension == "json" => (bytes, Map::new()),
             _ if tiktoken::is_tiktoken(&bytes) => {
                 (tiktoken::convert(&path, &bytes, &config)?.to_string().into_bytes(), Map::new())
@@ -73,7 +81,7 @@ impl Tokenizer {
 
     /// Whether a checkpoint has files of a tokenizer.
     pub fn exists(dir: &Path) -> bool {
-        file(dir).is_ok()
+        file(dir).is_ok() || gguf_with_tokenizer(dir).is_ok_and(|path| path.is_some())
     }
 
     /// The ids of `text`. Special tokens that are written in it are recognised; `add_special_tokens` adds
@@ -172,6 +180,11 @@ impl Tokenizer {
     fn too_large(&self, id: u32) -> Error {
         Error::invalid(&self.path, format!("token id {id} is too large"))
     }
+}
+
+/// The GGUF file that has the tokenizer, unless there are files that do.
+fn gguf_with_tokenizer(dir: &Path) -> Result<Option<PathBuf>> {
+    if file(dir).is_ok() { Ok(None) } else { gguf::find(dir) }
 }
 
 /// A special token: its text, or an object with it.

@@ -2,6 +2,7 @@
 
 mod config;
 mod foreign;
+mod gguf;
 mod mutations;
 mod numpy;
 mod raw;

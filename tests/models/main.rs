@@ -7,6 +7,8 @@ mod caches;
 mod cli;
 mod forward;
 mod generation;
+#[cfg(feature = "text")]
+mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod recurrences;
