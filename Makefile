@@ -7,7 +7,7 @@ DEMO := target/demo
 # The folder of the generators of reference checkpoints.
 ORACLE ?= ../shared/oracle
 
-.PHONY: deps demo test lint doc bench parity
+.PHONY: deps demo test test-large lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
 	@scripts/deps
@@ -20,6 +20,9 @@ demo: deps ## Builds MLX, ports the bundled checkpoint, proves it, generates tex
 test: deps ## Every test; timings decide none
 	$(CARGO) test
 	tests/linking/run
+
+test-large: deps ## Memory that a checkpoint of 1 GB takes to load and to convert
+	$(CARGO) test --release --test large -- --ignored --nocapture
 
 lint: deps ## Formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

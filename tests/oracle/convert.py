@@ -1,10 +1,12 @@
 """Holds `mlxport convert` to mlx-lm's own conversion of the same checkpoints.
 
     python convert.py --mlxport target/debug/mlxport [--only NAME,...] CASES
+    python convert.py --record ../fixtures/convert.json ../../assets/tiny-qwen3
 
 Needs mlx and mlx-lm. CASES is a folder of case directories, as the oracle of language models writes them. Each
 checkpoint is converted both ways, in several ways of quantizing; the tensors must be the same, bit for bit,
 mlx-lm must load ours, and its logits must equal those of its own. A second run must give the same bytes.
+`--record` writes digests of the tensors that mlx-lm makes of one checkpoint, and its `quantization`.
 """
 
 import argparse
@@ -90,13 +92,28 @@ def check(mlxport, source, way, flags, options):
         return f"ok   {len(a)} tensors" + ("" if quantization[0] == quantization[1] else f" (configs: {quantization[0]} {quantization[1]})")[:300]
 
 
+def record(source, path):
+    out = {}
+    for way, (_, options) in WAYS.items():
+        if way != "dequantize":
+            with tempfile.TemporaryDirectory() as tmp:
+                theirs(source, tmp, way, options)
+                raw = {k: np.array(v.view(mx.uint8)).tobytes() for k, v in tensors(tmp).items()}
+                digests = {k: hashlib.sha256(v).hexdigest()[:16] for k, v in sorted(raw.items())}
+                out[way] = {"tensors": digests, "quantization": json.loads((Path(tmp) / "config.json").read_text()).get("quantization")}
+    path.write_text(json.dumps(out, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mlxport", required=True)
+    parser.add_argument("--mlxport")
+    parser.add_argument("--record", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("cases", type=Path)
     args = parser.parse_args()
+    if args.record:
+        return record(args.cases, args.record)
     only, failed = {n for n in args.only.split(",") if n}, 0
     for source in sorted(path.parent for path in args.cases.rglob("case.json")):
         if only and source.name not in only and source.name.split("__")[0] not in only:

@@ -1,6 +1,8 @@
 //! The porting workflow on the bundled checkpoint: it passes, it notices planted faults and names
 //! where they are, and it does again only what changed.
 
+mod convert;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

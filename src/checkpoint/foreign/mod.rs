@@ -28,12 +28,7 @@ pub fn rules(config: &Config, files: &Files) -> Result<Rules> {
     }
     let tensors = files.tensors()?;
     let block = config.foreign_quantization()?;
-    let bitnet = config.model_type().is_ok_and(|model_type| model_type == "bitnet");
     let rules = match &block {
-        // As mlx-lm, whose BitNet is packed without being told.
-        None if bitnet => {
-            Rules::new().decode(&["*.weight", "*.weight_scale"], &TO, Encoding::Ternary { divided: false })
-        }
         None => Rules::new(),
         Some(block) => of_method(config, block, files, &tensors)?,
     };

@@ -34,15 +34,14 @@ impl Gguf {
             }
         };
         let model = self.text("tokenizer.ggml.model").unwrap_or_default();
-        let (tokenizer, adds_bos) = match model {
-            "gpt2" => self.bytes(tokens, &kinds)?,
+        let (mut tokenizer, adds_bos) = match model {
+            "gpt2" => self.bytes(tokens)?,
             "llama" => self.scored(tokens, &kinds)?,
             _ => {
                 let what = format!("a tokenizer `{model}` in a GGUF file ({})", self.path.display());
                 return Err(Error::unsupported(what, "`gpt2` and `llama` are read"));
             }
         };
-        let mut tokenizer = tokenizer;
         let special = |kind: i64| matches!(kind, UNKNOWN | CONTROL);
         let added = tokens
             .iter()
@@ -82,7 +81,7 @@ impl Gguf {
     }
 
     /// Merges of bytes, and whether the first token is added where the file does not say.
-    fn bytes(&self, tokens: &[String], kinds: &[i64]) -> Result<(Json, bool)> {
+    fn bytes(&self, tokens: &[String]) -> Result<(Json, bool)> {
         let pre = self.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
         let (regex, whole_words, adds_bos) = match pre {
             "gpt-2" | "phi-2" | "olmo" => (None, false, false),
@@ -115,7 +114,7 @@ impl Gguf {
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": whole_words, "vocab": self.vocabulary(tokens, kinds, false)?, "merges": merges,
+                "ignore_merges": whole_words, "vocab": self.vocabulary(tokens)?, "merges": merges,
             },
         });
         Ok((tokenizer, adds_bos))
@@ -169,19 +168,17 @@ impl Gguf {
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": self.vocabulary(tokens, kinds, true)?, "merges": merges,
+                "vocab": self.vocabulary(tokens)?, "merges": merges,
             },
         });
         Ok((tokenizer, true))
     }
 
-    /// Tokens and their ids. Those that only the added tokens have may be left out.
-    fn vocabulary(&self, tokens: &[String], kinds: &[i64], all: bool) -> Result<Json> {
+    /// Tokens and their ids. Special ones are among them, or else they would get other ids.
+    fn vocabulary(&self, tokens: &[String]) -> Result<Json> {
         let mut vocabulary = Map::new();
-        for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-            let twice = (all || !matches!(*kind, CONTROL | USER_DEFINED))
-                && vocabulary.insert(token.clone(), id.into()).is_some();
-            if twice {
+        for (id, token) in tokens.iter().enumerate() {
+            if vocabulary.insert(token.clone(), id.into()).is_some() {
                 return Err(self.invalid(format!("the token `{token:.40}` occurs twice")));
             }
         }
