@@ -94,7 +94,8 @@ fn a_second_run_gives_the_same_bytes() {
     assert_eq!(first, second);
 }
 
-/// Dense again, every value is within half a step of what it was; in another dtype.
+/// Dense again, every value is within half a step of what it was, besides what bfloat16 rounds of scale
+/// and bias; in another dtype.
 #[test]
 fn quantized_matrices_become_dense() {
     let dir = tempfile::tempdir().unwrap();
@@ -115,7 +116,7 @@ fn quantized_matrices_become_dense() {
         let (a, b) = (f32(&before[name]), f32(array));
         let span = a.iter().fold(0f32, |m, x| m.max(x.abs())) * 2.0;
         let error = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(error <= span / 255.0, "{name}: {error} of {span}");
+        assert!(error <= span * (0.5 / 255.0 + 2.0 * 2f32.powi(-9)), "{name}: {error} of {span}");
     }
 }
 
