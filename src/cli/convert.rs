@@ -12,9 +12,9 @@ use crate::port::{Recipe, Rewrite, rewrite};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the source checkpoint
+    /// The source checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(value_name = "SRC")]
-    source: PathBuf,
+    pub(super) source: PathBuf,
     /// Directory for the result; it must not be there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

@@ -100,6 +100,7 @@ fn run(mut command: Command) -> Outcome {
 fn locate(command: &mut Command) -> crate::Result<()> {
     let model = match command {
         Command::Port(args) => &mut args.source,
+        Command::Convert(args) => &mut args.source,
         Command::Generate(args) => &mut args.model,
         Command::Forward(args) => &mut args.model,
         Command::Bench(bench::Command::Model(args)) => &mut args.model,

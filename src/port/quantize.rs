@@ -143,7 +143,7 @@ fn excepted(module: &str, matrices: &BTreeMap<String, i32>, path: &str) -> Optio
     };
     let found = EXCEPTIONS
         .iter()
-        .find(|(modules, paths, _)| modules.contains(&module) && paths.iter().any(|p| names(&p)));
+        .find(|(modules, paths, _)| modules.contains(&module) && paths.iter().any(|p| names(p)));
     match module {
         // Latent attention is not quantized, linear attention is.
         "bailing_moe_v3" if path.ends_with("attention.q_proj") || path.ends_with("attention.g_proj") => {

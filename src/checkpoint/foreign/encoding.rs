@@ -192,7 +192,7 @@ impl Encoding {
                     Some(zeros) => {
                         let stored = transposed(&unpack(&words(zeros)?, affine.bits)?)?;
                         let mask = ((1u16 << affine.bits) - 1) as u8;
-                        ops::bitwise_and(&(stored + Array::from(*zero_offset))?, &Array::from(mask))?
+                        ops::bitwise_and(&(stored + Array::from(*zero_offset))?, Array::from(mask))?
                     }
                 };
                 affine.arrays(words(&transposed(&parts[0])?)?, &transposed(&parts[1])?, &zeros, order)
@@ -206,7 +206,7 @@ impl Encoding {
             }
             Self::Int8 => {
                 // 128 more as a byte: the highest bit turned.
-                let bytes = ops::bitwise_xor(&ops::view(&parts[0], Dtype::Uint8)?, &Array::from(128u8))?;
+                let bytes = ops::bitwise_xor(&ops::view(&parts[0], Dtype::Uint8)?, Array::from(128u8))?;
                 let shape = [affine.rows, affine.groups];
                 let scales = ops::broadcast_to(&as_column(&parts[1])?, &shape)?;
                 affine.arrays(pack(&bytes, 8)?, &scales, &middle()?, None)
@@ -214,10 +214,7 @@ impl Encoding {
             Self::Ternary { divided } => {
                 let quarters: Result<Vec<Array>> = (0..4u8)
                     .map(|i| {
-                        ops::bitwise_and(
-                            &ops::right_shift(&parts[0], &Array::from(2 * i))?,
-                            &Array::from(3u8),
-                        )
+                        ops::bitwise_and(&ops::right_shift(&parts[0], Array::from(2 * i))?, Array::from(3u8))
                     })
                     .collect();
                 let codes = ops::concatenate(&quarters?, 0)?;

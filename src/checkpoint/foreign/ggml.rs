@@ -168,7 +168,7 @@ impl Ggml {
             }
             GgmlType::Q5_1 => packed(b.with_high_bits(b.nibbles(8)?, 4)?, 5, b.f16(0)?, b.f16(2)?),
             GgmlType::Q8_0 => {
-                let (d, codes) = (b.f16(0)?, ops::bitwise_xor(&b.bytes(2, 32)?, &Array::from(128u8))?);
+                let (d, codes) = (b.f16(0)?, ops::bitwise_xor(&b.bytes(2, 32)?, Array::from(128u8))?);
                 packed(codes, 8, d.clone(), f16(&d, -128.0)?)
             }
             GgmlType::Mxfp4 => {
@@ -198,7 +198,7 @@ impl Ggml {
                 let (d, m) = (scaled(&scales, &b.f16(0)?)?, scaled(&mins, &b.f16(2)?)?);
                 // Bit g of byte l belongs to value l of group g.
                 let fifth = b.reshape(&bits_of(&b.bytes(16, 32)?, 1, 8)?, &[256])?;
-                let codes = ops::bitwise_or(&b.halves(48, 4)?, &ops::left_shift(&fifth, &Array::from(4u8))?)?;
+                let codes = ops::bitwise_or(&b.halves(48, 4)?, &ops::left_shift(&fifth, Array::from(4u8))?)?;
                 dense(b.grouped(&codes, 32, &d, Some(&m))?)
             }
             GgmlType::Q6_K => {
@@ -206,7 +206,7 @@ impl Ggml {
                 let lows = b.reshape(&b.bytes(0, 128)?, &[2, 1, 64])?;
                 let lows = ops::concatenate(&[low(&lows)?, high(&lows)?], -2)?;
                 let highs = bits_of(&b.reshape(&b.bytes(128, 64)?, &[2, 32])?, 2, 4)?;
-                let highs = ops::left_shift(&b.reshape(&highs, &[256])?, &Array::from(4u8))?;
+                let highs = ops::left_shift(&b.reshape(&highs, &[256])?, Array::from(4u8))?;
                 let codes = ops::bitwise_or(&b.reshape(&lows, &[256])?, &highs)?;
                 let scales = ops::view(&ops::contiguous(&b.bytes(192, 16)?, false)?, Dtype::Int8)?;
                 let d = scaled(&scales, &b.f16(208)?)?;
@@ -264,8 +264,8 @@ impl Blocks {
     fn with_high_bits(&self, codes: Array, start: i32) -> Result<Array> {
         let places = Array::from_slice(&[0u8, 1, 2, 3, 4, 5, 6, 7], &[8])?;
         let bytes = self.reshape(&self.bytes(start, 4)?, &[4, 1])?;
-        let bits = ops::bitwise_and(&ops::right_shift(&bytes, &places)?, &Array::from(1u8))?;
-        ops::bitwise_or(&codes, &ops::left_shift(&self.reshape(&bits, &[32])?, &Array::from(4u8))?)
+        let bits = ops::bitwise_and(&ops::right_shift(&bytes, &places)?, Array::from(1u8))?;
+        ops::bitwise_or(&codes, &ops::left_shift(&self.reshape(&bits, &[32])?, Array::from(4u8))?)
     }
 
     /// 8 scales and 8 minima of 6 bits in 12 bytes: the first four of each in the low bits of the first
@@ -273,10 +273,10 @@ impl Blocks {
     fn scales_and_mins(&self, start: i32) -> Result<(Array, Array)> {
         let [first, second, third] = [0, 4, 8].map(|at| self.bytes(start + at, 4));
         let (first, second, third) = (first?, second?, third?);
-        let six = |a: &Array| ops::bitwise_and(a, &Array::from(63u8));
+        let six = |a: &Array| ops::bitwise_and(a, Array::from(63u8));
         let top = |a: &Array| {
-            let two = ops::right_shift(a, &Array::from(6u8))?;
-            ops::left_shift(&two, &Array::from(4u8))
+            let two = ops::right_shift(a, Array::from(6u8))?;
+            ops::left_shift(&two, Array::from(4u8))
         };
         let scales = ops::concatenate(&[six(&first)?, ops::bitwise_or(&low(&third)?, &top(&first)?)?], -1)?;
         let mins = ops::concatenate(&[six(&second)?, ops::bitwise_or(&high(&third)?, &top(&second)?)?], -1)?;
@@ -289,7 +289,7 @@ impl Blocks {
         let bytes = self.bytes(start, 8)?;
         let lows = ops::concatenate(&[low(&bytes)?, high(&bytes)?], -1)?;
         let highs = self.reshape(&bits_of(&self.bytes(start + 8, 4)?, 2, 4)?, &[16])?;
-        ops::bitwise_or(&lows, &ops::left_shift(&highs, &Array::from(4u8))?)
+        ops::bitwise_or(&lows, &ops::left_shift(&highs, Array::from(4u8))?)
     }
 
     /// `code * scale - minimum` in `float32`, with groups of this size.
@@ -306,11 +306,11 @@ impl Blocks {
 }
 
 fn low(a: &Array) -> Result<Array> {
-    ops::bitwise_and(a, &Array::from(15u8))
+    ops::bitwise_and(a, Array::from(15u8))
 }
 
 fn high(a: &Array) -> Result<Array> {
-    ops::right_shift(a, &Array::from(4u8))
+    ops::right_shift(a, Array::from(4u8))
 }
 
 fn wide(a: &Array) -> Result<Array> {
@@ -325,5 +325,5 @@ fn scaled(a: &Array, by: &Array) -> Result<Array> {
 fn bits_of(bytes: &Array, bits: i32, count: i32) -> Result<Array> {
     let places: Vec<u8> = (0..count).map(|i| (i * bits) as u8).collect();
     let shifted = ops::right_shift(&ops::expand_dims(bytes, -2)?, &Array::from_slice(&places, &[count, 1])?)?;
-    ops::bitwise_and(&shifted, &Array::from(((1u16 << bits) - 1) as u8))
+    ops::bitwise_and(&shifted, Array::from(((1u16 << bits) - 1) as u8))
 }
