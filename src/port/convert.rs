@@ -322,12 +322,16 @@ impl Changes {
             let array = match made {
                 Made::Kept => ops::astype(&weights.fresh(name)?, info.dtype)?,
                 Made::Dense { layer, how } => {
-                    let [w, scales] =
-                        ["weight", "scales"].map(|part| weights.fresh(&format!("{layer}.{part}")));
-                    let biases = format!("{layer}.biases");
-                    let biases = weights.contains(&biases).then(|| weights.fresh(&biases)).transpose()?;
-                    let dense = ops::dequantize(&w?, &scales?, biases.as_ref(), *how, None, None)?;
-                    ops::astype(&dense, info.dtype)?
+                    let part = |part: &str| weights.fresh(&format!("{layer}.{part}"));
+                    // The product is computed in the new dtype.
+                    let cast = |a: Array| match a.dtype().is_floating() {
+                        true => ops::astype(&a, info.dtype),
+                        false => Ok(a),
+                    };
+                    let biased = weights.contains(&format!("{layer}.biases"));
+                    let biases = biased.then(|| part("biases").and_then(cast)).transpose()?;
+                    let (w, scales) = (part("weight")?, cast(part("scales")?)?);
+                    ops::dequantize(&w, &scales, biases.as_ref(), *how, None, Some(info.dtype))?
                 }
                 Made::Quantized { layer, part, how, dtype } => match later.remove(name) {
                     Some(array) => array,
