@@ -47,6 +47,9 @@ pub struct Masks {
     /// Positions, `[batch, 1, length, count]`, that a layer has chosen to see, for those after it that see
     /// the same.
     pub chosen: Option<Array>,
+    /// Keys and values of new positions, `[batch, kv_heads, length, dims]`, that a layer has made for those
+    /// after it that have none of their own.
+    pub shared: Option<[Array; 2]>,
 }
 
 /// What the mask of a layer depends on, besides the window, the position and the padding, which all
@@ -56,7 +59,7 @@ type Kind = std::mem::Discriminant<LayerCache>;
 impl Masks {
     /// For so many new positions.
     pub fn new(length: i32) -> Self {
-        Self { length, expected: 0, made: Vec::new(), chosen: None }
+        Self { length, expected: 0, made: Vec::new(), chosen: None, shared: None }
     }
 
     /// In a sequence that will have so many positions or more.

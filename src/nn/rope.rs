@@ -61,6 +61,10 @@ pub struct RopeScaling {
     pub attention_factor: Option<f64>,
     /// `yarn`: whether the range of stretched dimensions is rounded outwards; it is by default.
     pub truncate: Option<bool>,
+    /// `longrope`: the magnitude for sequences that fit the original context (Phi-3.5 MoE).
+    pub short_mscale: Option<f64>,
+    /// `longrope`: the magnitude for longer sequences.
+    pub long_mscale: Option<f64>,
     /// `longrope`: factors for sequences that fit the original context.
     pub short_factor: Option<Vec<f64>>,
     /// `longrope`: factors for longer sequences.
@@ -207,6 +211,8 @@ enum Speed {
         short: Array,
         long: Array,
         context: i32,
+        /// What the magnitude of a long sequence is, over that of a short one; a scalar.
+        growth: Option<Array>,
     },
 }
 
@@ -289,18 +295,27 @@ impl Rope {
                 let base = base * growth.powf(f64::from(dims) / f64::from(dims - 2));
                 fast::rope(x, dims, traditional, base as f32, scale, offset)
             }
-            Speed::LongRope { short, long, context } => {
+            Speed::LongRope { short, long, context, growth } => {
                 let length = x.dim(-2)?;
-                let periods = match offset {
-                    Offset::All(offset) if expected.max(offset + length) > *context => long.clone(),
-                    Offset::Each(_) if expected > *context => long.clone(),
-                    Offset::All(_) => short.clone(),
+                let (periods, growth) = match offset {
+                    Offset::All(offset) if expected.max(offset + length) > *context => {
+                        (long.clone(), growth.clone())
+                    }
+                    Offset::Each(_) if expected > *context => (long.clone(), growth.clone()),
+                    Offset::All(_) => (short.clone(), None),
                     Offset::Each(offsets) => {
                         let end = (ops::max(offsets, Axes::All, false)? + length)?;
-                        ops::where_(&ops::greater(&end, *context)?, long, short)?
+                        let is_long = ops::greater(&end, *context)?;
+                        let growth =
+                            growth.as_ref().map(|growth| ops::where_(&is_long, growth, 1)).transpose()?;
+                        (ops::where_(&is_long, long, short)?, growth)
                     }
                 };
-                fast::rope(x, dims, traditional, &periods, scale, offset)
+                let x = match growth {
+                    Some(growth) => (x * ops::astype(&growth, x.dtype())?)?,
+                    None => x.clone(),
+                };
+                fast::rope(&x, dims, traditional, &periods, scale, offset)
             }
         }
     }
@@ -403,8 +418,14 @@ fn longrope(periods: &[f64], config: &RopeConfig, scaling: &RopeScaling) -> Resu
     let context = positive(scaling, "original_max_position_embeddings", context.or(longest))?;
     let factor = scaling.factor.or(longest.map(|longest| longest / context)).unwrap_or(1.0);
     let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / context.ln()).sqrt() };
-    let speed = Speed::LongRope { short, long, context: context as i32 };
-    Ok((scaling.attention_factor.unwrap_or(magnitude), speed))
+    let (growth, magnitude) = match (scaling.short_mscale, scaling.long_mscale) {
+        (Some(short), Some(long)) => {
+            let short = positive(scaling, "short_mscale", Some(short))?;
+            (Some(Array::from((positive(scaling, "long_mscale", Some(long))? / short) as f32)), short)
+        }
+        _ => (None, scaling.attention_factor.unwrap_or(magnitude)),
+    };
+    Ok((magnitude, Speed::LongRope { short, long, context: context as i32, growth }))
 }
 
 fn array(periods: Vec<f64>) -> Result<Array> {

@@ -18,7 +18,7 @@ sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
 
 import cases
 import gen
-from cases import LINEAR, YARN, base, case
+from cases import FULL, LINEAR, SLIDE, YARN, base, case
 
 known = set(cases.CASES)
 
@@ -27,6 +27,19 @@ case("telechat3", "Llama with YaRN", base("telechat3", rope_scaling=dict(YARN, t
 case("phixtral", "parallel blocks, experts without a gate", dict(model_type="phixtral", num_vocab=300, model_dim=64, num_heads=4, num_layers=3, rotary_dim=8, num_experts_per_tok=2, num_local_experts=4), vocab=300)
 case("phixtral__as_phi-msft", "model_type phi-msft is read as phixtral", dict(model_type="phi-msft", num_vocab=300, model_dim=64, num_heads=4, num_layers=2, rotary_dim=8, num_experts_per_tok=2, num_local_experts=4), vocab=300)
 case("nanochat", "reversed rope, norms without weights, squared ReLU, soft cap", base("nanochat"))
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48)
+case("dots1", "grouped sigmoid routing, q/k norms", base("dots1", first_k_dense_replace=1, moe_intermediate_size=48, n_routed_experts=8, n_shared_experts=1, norm_topk_prob=True, num_experts_per_tok=2, routed_scaling_factor=1.5, n_group=2, topk_group=1))
+case("ernie4_5_moe", "every second layer has experts, a shared one, interleaved rope", base("ernie4_5_moe", num_hidden_layers=4, use_bias=False, moe_num_experts=4, moe_k=2, moe_intermediate_size=48, moe_layer_start_index=1, moe_layer_interval=2, moe_num_shared_experts=2))
+case("ernie4_5_moe__sigmoid", "sigmoid routing, no shared expert, tied", base("ernie4_5_moe", use_bias=False, moe_num_experts=4, moe_k=2, moe_intermediate_size=0, moe_layer_end_index=1, moe_gate_act="sigmoid", tie_word_embeddings=True))
+case("minimax", "norms over all heads, sigmoid routing with a bias", base("minimax", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=0, rotary_dim=8, head_dim=24))
+case("minimax__as_minimax_m2", "model_type minimax_m2 is read as minimax; no q/k norms", base("minimax_m2", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=0, rotary_dim=8, use_qk_norm=False))
+case("mellum", "sliding layers with a rope of their own", base("mellum", head_dim=24, **EXPERTS, norm_topk_prob=True, sliding_window=8, layer_types=[SLIDE, FULL, SLIDE], rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=500000.0), sliding_attention=dict(rope_type="default", rope_theta=10000.0))))
+hunyuan = base("hunyuan", num_hidden_layers=4, attention_bias=False, num_experts=4, num_shared_expert=1, moe_topk=2, use_mixed_mlp_moe=True, use_qk_norm=True, use_cla=True, cla_share_factor=2, rope_scaling=dict(type="dynamic", factor=1.0, alpha=100.0))
+case("hunyuan", "pairs of layers share keys and values, norms after rope, a shared expert", hunyuan)
+case("hunyuan__lists", "sizes by layer, no sharing", hunyuan | dict(num_hidden_layers=3, use_cla=False, moe_topk=[1, 2, 2], num_shared_expert=[1, 2, 1], moe_intermediate_size=[48, 40, 48], use_qk_norm=False))
+step3p5 = base("step3p5", num_hidden_layers=4, num_attention_groups=2, head_dim=24, sliding_window=8, layer_types=[FULL, SLIDE, FULL, SLIDE], yarn_only_types=[FULL], rope_scaling=dict(YARN, rope_type="yarn"), rope_theta=[500000.0, 10000.0, 500000.0, 10000.0], partial_rotary_factors=[0.5, 1.0, 0.5, 1.0], attention_other_setting=dict(num_attention_heads=8, num_attention_groups=4), moe_num_experts=4, moe_top_k=2, moe_intermediate_size=48, share_expert_dim=40, moe_layers_enum="1,2,3", swiglu_limits=[0.0, 0.0, 1.0, 2.0], swiglu_limits_shared=[0.5, 0.0, 1.0, 0.0])
+case("step3p5", "head gates, heads and ropes by layer, limited SwiGLU", step3p5)
+case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in step3p5.items() if k not in ("layer_types", "yarn_only_types", "rope_scaling", "partial_rotary_factors", "attention_other_setting", "moe_layers_enum", "swiglu_limits", "swiglu_limits_shared")} | dict(num_hidden_layers=3, rope_theta=10000.0, use_head_wise_attn_gate=False))
 
 if __name__ == "__main__":
     for name in known:

@@ -12,6 +12,7 @@ use crate::ops;
 /// Gemma 2 and GLM-4 have all four, OLMo 2 and EXAONE 4 those after the branches.
 #[derive(Debug)]
 pub struct Sandwich<A, F> {
+    mixer_name: &'static str,
     mixer: A,
     mlp: F,
     norms: [Option<(&'static str, Norm)>; 4],
@@ -41,7 +42,12 @@ impl<A: Mixer, F: FeedForward> Sandwich<A, F> {
         for (slot, name) in norms.iter_mut().zip(names).filter(|(_, name)| !name.is_empty()) {
             *slot = Some((name, norm(name)?));
         }
-        Ok(Self { mixer, mlp, norms })
+        Ok(Self { mixer_name: "self_attn", mixer, mlp, norms })
+    }
+
+    /// For a checkpoint that has the mixer under another name than `self_attn`.
+    pub fn mixed_by(self, mixer_name: &'static str) -> Self {
+        Self { mixer_name, ..self }
     }
 
     fn norm(&self, index: usize, x: &Array) -> Result<Array> {
@@ -62,7 +68,7 @@ pub fn add_finite(x: &Array, y: &Array) -> Result<Array> {
 impl<A: Mixer, F: FeedForward> DecoderLayer for Sandwich<A, F> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let normed = self.norm(0, x)?;
-        let mixed = stage("self_attn", || self.mixer.forward(&normed, masks, cache))?;
+        let mixed = stage(self.mixer_name, || self.mixer.forward(&normed, masks, cache))?;
         let h = add_finite(x, &self.norm(1, &mixed)?)?;
         let normed = self.norm(2, &h)?;
         let fed = stage("mlp", || self.mlp.forward(&normed))?;
@@ -76,14 +82,14 @@ impl<A: Mixer, F: FeedForward> DecoderLayer for Sandwich<A, F> {
 
 impl<A: Mixer, F: FeedForward> Module for Sandwich<A, F> {
     fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
-        self.mixer.visit(&join(path, "self_attn"), f);
+        self.mixer.visit(&join(path, self.mixer_name), f);
         self.mlp.visit(&join(path, "mlp"), f);
         for (name, norm) in self.norms.iter().flatten() {
             norm.visit(&join(path, name), f);
         }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
-        self.mixer.visit_mut(&join(path, "self_attn"), f);
+        self.mixer.visit_mut(&join(path, self.mixer_name), f);
         self.mlp.visit_mut(&join(path, "mlp"), f);
         for (name, norm) in self.norms.iter_mut().flatten() {
             norm.visit_mut(&join(path, name), f);

@@ -1,5 +1,5 @@
 //! Qwen3 MoE: Qwen3 with experts. Qwen2 MoE has no norms of queries and keys, and a shared expert beside
-//! the others.
+//! the others. Mellum has sliding layers, OLMoE norms over all heads at once.
 
 use serde::Deserialize;
 
@@ -25,27 +25,37 @@ pub struct Args {
     head_dim: Option<i32>,
     rms_norm_eps: f32,
     vocab_size: i32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
-    moe_intermediate_size: i32,
+    /// By default `intermediate_size`.
+    moe_intermediate_size: Option<i32>,
     shared_expert_intermediate_size: Option<i32>,
-    #[serde(default)]
-    norm_topk_prob: bool,
+    norm_topk_prob: Option<bool>,
     #[serde(default = "one")]
     decoder_sparse_step: usize,
     #[serde(default)]
     mlp_only_layers: Option<Vec<usize>>,
+    mlp_layer_types: Option<Vec<MlpType>>,
+    clip_qkv: Option<f32>,
     layer_types: Option<Vec<LayerType>>,
     sliding_window: Option<i32>,
-    #[serde(default)]
-    use_sliding_window: bool,
+    use_sliding_window: Option<bool>,
     #[serde(default = "max_window_layers")]
     max_window_layers: usize,
     #[serde(flatten)]
     rope: RopeConfig,
+}
+
+/// Whether a layer has experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MlpType {
+    /// It has none.
+    Dense,
+    /// It has.
+    Sparse,
 }
 
 fn one() -> usize {
@@ -63,25 +73,32 @@ impl Args {
         Checks::new("qwen3_moe")
             .size("hidden_size", self.hidden_size)
             .size("intermediate_size", self.intermediate_size)
-            .size("moe_intermediate_size", self.moe_intermediate_size)
+            .size("moe_intermediate_size", self.expert_size())
             .size("shared_expert_intermediate_size", self.shared_expert_intermediate_size.unwrap_or(1))
             .size("vocab_size", self.vocab_size)
-            .size("sliding_window", self.sliding_window.filter(|_| self.use_sliding_window).unwrap_or(1))
+            .size("sliding_window", self.sliding_window().unwrap_or(1))
             .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
+            .that(self.clip_qkv.is_none(), || "`clip_qkv` is not supported".to_owned())
+            .layer_types(self.num_hidden_layers, self.mlp_layer_types.as_deref())
             .that(step > 0, || format!("`decoder_sparse_step` is {step}"))
             .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
             .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
 
-    /// Features of the model and of an expert.
-    pub(super) fn expert_size(&self) -> (i32, i32) {
-        (self.hidden_size, self.moe_intermediate_size)
+    /// Features of the model.
+    pub(super) fn dims(&self) -> i32 {
+        self.hidden_size
     }
 
-    fn is_qwen3(&self) -> bool {
-        self.model_type.starts_with("qwen3")
+    /// Features of an expert.
+    pub(super) fn expert_size(&self) -> i32 {
+        self.moe_intermediate_size.unwrap_or(self.intermediate_size)
+    }
+
+    fn is(&self, family: &str) -> bool {
+        self.model_type.starts_with(family)
     }
 
     fn kv_heads(&self) -> i32 {
@@ -93,13 +110,20 @@ impl Args {
     }
 
     fn routing(&self) -> Routing {
-        let normalize = self.norm_topk_prob;
+        let normalize = self.norm_topk_prob.unwrap_or(self.is("mellum"));
         Routing { normalize, ..Routing::new(self.num_experts_per_tok, Scoring::Softmax) }
     }
 
     fn has_experts(&self, layer: usize) -> bool {
+        if let Some(types) = &self.mlp_layer_types {
+            return types[layer] == MlpType::Sparse;
+        }
         let dense = self.mlp_only_layers.as_ref().is_some_and(|layers| layers.contains(&layer));
         !dense && (layer + 1) % self.decoder_sparse_step == 0
+    }
+
+    fn sliding_window(&self) -> Option<i32> {
+        self.sliding_window.filter(|_| self.use_sliding_window.unwrap_or(self.is("mellum")))
     }
 
     /// How many positions a layer sees; `None` for all. Without `layer_types`, all layers of Qwen3 slide,
@@ -107,9 +131,9 @@ impl Args {
     fn window(&self, layer: usize) -> Option<i32> {
         let slides = match &self.layer_types {
             Some(types) => types[layer] == LayerType::SlidingAttention,
-            None => self.is_qwen3() || (layer % 2 == 0 && layer < self.max_window_layers),
+            None => self.is("qwen3") || (layer.is_multiple_of(2) && layer < self.max_window_layers),
         };
-        self.sliding_window.filter(|_| self.use_sliding_window && slides)
+        self.sliding_window().filter(|_| slides)
     }
 }
 
@@ -118,7 +142,10 @@ pub fn rules(args: &Args) -> Rules {
     let rules = Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    if args.tie_word_embeddings { rules.drop("*lm_head.*", "tied to the embeddings") } else { rules }
+    match args.tie_word_embeddings {
+        Some(true) => rules.drop("*lm_head.*", "tied to the embeddings"),
+        _ => rules,
+    }
 }
 
 /// The model.
@@ -129,7 +156,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    let (layers, tied) = (args.num_hidden_layers, args.tie_word_embeddings);
     Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         Ok(Block::new(
             attention(args, i, &w.pp("self_attn"))?,
@@ -142,15 +169,21 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
-    let norm = |name| {
-        let norm = args.is_qwen3().then(|| w.rms_norm(name, head_dim, args.rms_norm_eps)).transpose()?;
+    let all_heads = args.is("olmoe");
+    let norm = |name, heads| {
+        let normed = if all_heads { heads * head_dim } else { head_dim };
+        let norm = (!args.is("qwen2")).then(|| w.rms_norm(name, normed, args.rms_norm_eps)).transpose()?;
         Ok(norm.map(Into::into))
     };
+    let window = args.window(layer);
+    let rope =
+        if args.is("mellum") && window.is_some() { args.rope.sliding(10_000.0) } else { args.rope.full() };
     Ok(Attention {
-        q_norm: norm("q_norm")?,
-        k_norm: norm("k_norm")?,
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
-        window: args.window(layer),
+        q_norm: norm("q_norm", heads)?,
+        k_norm: norm("k_norm", kv_heads)?,
+        norms_all_heads: all_heads,
+        rope: Some(Rope::new(head_dim, &rope, 10_000.0)?),
+        window,
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })
 }
@@ -160,7 +193,7 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
     if !args.has_experts(layer) {
         return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
     }
-    let experts = [args.experts.get(), args.moe_intermediate_size];
+    let experts = [args.experts.get(), args.expert_size()];
     let moe = Moe::new(w, MoeNames::PLAIN, args.routing(), dims, experts)?;
     Ok(Box::new(match args.shared_expert_intermediate_size {
         Some(hidden) => moe.with_shared(w, dims, hidden)?,

@@ -23,7 +23,7 @@ impl Args {
 /// How the names of a checkpoint become the model's. Published experts are fused, `[experts, in, out]`;
 /// transformers 5 saves `[experts, out, in]`.
 pub fn rules(args: &Args) -> Rules {
-    let (dims, hidden) = args.text_config.expert_size();
+    let (dims, hidden) = (args.text_config.dims(), args.text_config.expert_size());
     let fused = "*.mlp.experts.gate_up_proj";
     let parts = ["*.mlp.switch_mlp.gate_proj.weight", "*.mlp.switch_mlp.up_proj.weight"];
     Rules::new()
