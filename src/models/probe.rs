@@ -62,11 +62,16 @@ pub fn probe(name: impl Display, x: &Array) {
 }
 
 /// Runs `f` as the stage `name`: what it reports is below that name, and its result is reported as it.
+/// Without a name, `f` runs as if it were not a stage.
 pub fn stage(name: impl Display, f: impl FnOnce() -> Result<Array>) -> Result<Array> {
     if !LISTENING.get() {
         return f();
     }
-    RECORD.with_borrow_mut(|record| record.scope.push(name.to_string()));
+    let name = name.to_string();
+    if name.is_empty() {
+        return f();
+    }
+    RECORD.with_borrow_mut(|record| record.scope.push(name.clone()));
     let result = f();
     RECORD.with_borrow_mut(|record| record.scope.pop());
     if let Ok(x) = &result {

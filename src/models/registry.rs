@@ -82,6 +82,7 @@ models! {
     "gptj" => lm::gptj;
     "granitemoe" => lm::granitemoe;
     "hunyuan" => lm::hunyuan;
+    "granitemoehybrid" => lm::granitemoehybrid;
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
@@ -107,6 +108,7 @@ models! {
     "nemotron" => lm::nemotron;
     "nemotron-nas" => lm::nemotron_nas;
     "nemotron_h" => lm::nemotron_h;
+    "olmo_hybrid" => lm::olmo_hybrid;
     "phi" => lm::phi;
     "phi3" => lm::phi3;
     "phimoe" => lm::phimoe;
@@ -120,6 +122,8 @@ models! {
     "qwen3_next" => lm::qwen3_next;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;
     "spark2_5" => lm::spark2_5;
+    "recurrent_gemma" => lm::recurrent_gemma;
+    "rwkv7" => lm::rwkv7;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
     "talkie" => lm::talkie;

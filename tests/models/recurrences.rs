@@ -1,6 +1,6 @@
 //! Recurrences in chunks and in steps, held to the same recurrences in `f64`, one position at a time.
 
-use mlxport::models::blocks::{Sequence, gated_delta, linear_attention, selective_scan};
+use mlxport::models::blocks::{Sequence, gated_delta, linear_attention, selective_scan, wkv};
 use mlxport::{Array, ops, random};
 
 /// The largest error, over the largest output.
@@ -167,6 +167,39 @@ fn the_selective_scan_is_the_recurrence() {
                         *s = *s * (dt * a[channel * DIMS + i]).exp() + dt * x * b[t * DIMS + i];
                     }
                     expected.push(row.iter().zip(&c[t * DIMS..]).map(|(s, c)| s * c).sum());
+                }
+            }
+        }
+        assert_close(&out, &expected, &format!("{length} positions"));
+        assert_close(&last, &state, &format!("the state after {length} positions"));
+    }
+}
+
+#[test]
+fn wkv_is_the_recurrence() {
+    const DIMS: usize = 4;
+    for (length, speed) in [(1, 0.3), (2, 0.3), (16, 0.01), (17, 0.6), (300, 0.1)] {
+        let shape = [BATCH, length, KEY_HEADS, DIMS];
+        let [q, k, v, a, b] = [1, 2, 3, 4, 5].map(|seed| normal(&shape, 0.3, seed));
+        let decay =
+            ops::negative(&ops::minimum(&ops::abs(&normal(&shape, speed, 6)).unwrap(), 0.606).unwrap())
+                .unwrap();
+        let start = normal(&[BATCH, KEY_HEADS, DIMS, DIMS], 1.0, 7);
+        let (out, last) = wkv([&q, &decay, &k, &v, &a, &b], Some(&start)).unwrap();
+        let [q, decay, k, v, a, b, mut state] = [&q, &decay, &k, &v, &a, &b, &start].map(doubles);
+        let mut expected = Vec::new();
+        for batch in 0..BATCH {
+            for t in 0..length {
+                for head in 0..KEY_HEADS {
+                    let at = ((batch * length + t) * KEY_HEADS + head) * DIMS;
+                    for i in 0..DIMS {
+                        let row = &mut state[((batch * KEY_HEADS + head) * DIMS + i) * DIMS..][..DIMS];
+                        let found: f64 = row.iter().zip(&a[at..]).map(|(s, a)| s * a).sum();
+                        for (j, s) in row.iter_mut().enumerate() {
+                            *s = *s * decay[at + j].exp() + found * b[at + j] + v[at + i] * k[at + j];
+                        }
+                        expected.push(row.iter().zip(&q[at..]).map(|(s, q)| s * q).sum());
+                    }
                 }
             }
         }

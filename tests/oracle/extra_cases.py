@@ -41,6 +41,12 @@ step3p5 = base("step3p5", num_hidden_layers=4, num_attention_groups=2, head_dim=
 case("step3p5", "head gates, heads and ropes by layer, limited SwiGLU", step3p5)
 case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in step3p5.items() if k not in ("layer_types", "yarn_only_types", "rope_scaling", "partial_rotary_factors", "attention_other_setting", "moe_layers_enum", "swiglu_limits", "swiglu_limits_shared")} | dict(num_hidden_layers=3, rope_theta=10000.0, use_head_wise_attn_gate=False))
 
+granite4 = base("granitemoehybrid", num_hidden_layers=3, layer_types=["mamba", "attention", "mamba"], embedding_multiplier=2.0, attention_multiplier=0.2, logits_scaling=1.5, residual_multiplier=0.7, shared_intermediate_size=96, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=1, mamba_conv_bias=True, mamba_proj_bias=False, attention_bias=False, position_embedding_type="nope", tie_word_embeddings=True)
+case("granitemoehybrid", "Mamba 2 and attention without rope, dense", granite4)
+case("granitemoehybrid__moe", "experts and a layer for all tokens, rope, untied", granite4 | dict(num_local_experts=4, num_experts_per_tok=2, position_embedding_type="rope", tie_word_embeddings=False))
+case("recurrent_gemma", "gated linear recurrences, a local window of 8, soft cap", base("recurrent_gemma", num_hidden_layers=3, num_key_value_heads=1, block_types=["recurrent", "recurrent", "attention"], attention_bias=False, conv1d_width=4, logits_soft_cap=30.0, attention_window_size=8))
+case("olmo_hybrid", "gated delta nets with a convolution each for q, k and v, norms after attention", base("olmo_hybrid", num_hidden_layers=4, attention_bias=False, tie_word_embeddings=False, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=24, linear_conv_kernel_dim=4, linear_allow_neg_eigval=True))
+
 if __name__ == "__main__":
     for name in known:
         del cases.CASES[name]

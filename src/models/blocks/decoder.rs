@@ -138,6 +138,15 @@ impl<M: Mixer + ?Sized> Mixer for Box<M> {
     }
 }
 
+impl<L: DecoderLayer + ?Sized> DecoderLayer for Box<L> {
+    fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        (**self).forward(x, masks, cache)
+    }
+    fn make_cache(&self) -> Option<LayerCache> {
+        (**self).make_cache()
+    }
+}
+
 impl<F: FeedForward + ?Sized> FeedForward for Box<F> {
     fn forward(&self, x: &Array) -> Result<Array> {
         (**self).forward(x)

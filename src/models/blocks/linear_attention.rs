@@ -173,7 +173,7 @@ fn chunks(all: &ByHead, mut state: Array, size: i32) -> Result<(Array, Array)> {
 }
 
 /// `a_i . (exp(since_i - since_j) b_j)` for `j <= i + diagonal`, and else 0: `[..., size, size]`.
-fn decayed_products(a: &Array, b: &Array, since: &Array, diagonal: i32) -> Result<Array> {
+pub(super) fn decayed_products(a: &Array, b: &Array, since: &Array, diagonal: i32) -> Result<Array> {
     let size = since.dim(-2)?;
     let earlier = ops::tri(size, size, diagonal, Dtype::Bool)?;
     let [row, column] = [-2, -3].map(|axis| move |x: &Array| ops::expand_dims(x, axis));
@@ -190,7 +190,7 @@ fn decayed_products(a: &Array, b: &Array, since: &Array, diagonal: i32) -> Resul
 
 /// `(1 + lower)^-1`, where `lower` is `[..., n, n]` with a power of two `n`, and 0 on and above the
 /// diagonal: the inverses of both diagonal halves give the rest.
-fn inverse(lower: &Array) -> Result<Array> {
+pub(super) fn inverse(lower: &Array) -> Result<Array> {
     let n = lower.dim(-1)?;
     if n == 1 {
         return ops::ones_like(lower);

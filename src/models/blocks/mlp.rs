@@ -77,7 +77,17 @@ impl Mlp {
 
     /// As [`new`](Self::new), with one projection `gate_up_proj`.
     pub fn fused(w: &Weights, dims: i32, hidden: i32, act: Activation) -> Result<Self> {
-        let names = MlpNames { gate: "gate_up_proj", ..MlpNames::LLAMA };
+        Self::fused_named(w, MlpNames { gate: "gate_up_proj", ..MlpNames::LLAMA }, dims, hidden, act)
+    }
+
+    /// As [`named`](Self::named), with one projection `names.gate`.
+    pub fn fused_named(
+        w: &Weights,
+        names: MlpNames,
+        dims: i32,
+        hidden: i32,
+        act: Activation,
+    ) -> Result<Self> {
         let gate_up = GateUp::Joined(w.linear(names.gate, dims, 2 * hidden)?);
         Self::of(w, names, gate_up, [dims, hidden], act)
     }

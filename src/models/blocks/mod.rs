@@ -18,6 +18,7 @@ mod router;
 pub mod sandwich;
 mod selective_scan;
 mod switch;
+mod wkv;
 
 pub use attention::{
     Attention, AttentionNames, LayerType, Qkv, attend, attend_adjusted, merge_heads, soft_cap, split_heads,
@@ -40,5 +41,6 @@ pub use per_layer::PerLayer;
 pub use query_gated_attention::QueryGatedAttention;
 pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use sandwich::{Sandwich, add_finite};
-pub use selective_scan::selective_scan;
+pub use selective_scan::{diagonal_scan, selective_scan};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};
+pub use wkv::wkv;

@@ -55,16 +55,30 @@ pub fn selective_scan(
 
 /// At most `SEGMENT` positions; `x` is multiplied by `dt`.
 fn segment(x: &Array, dt: &Array, a: &Array, [b, c]: [&Array; 2], state: &Array) -> Result<(Array, Array)> {
-    let length = x.dim(1)?;
+    let column = |x: &Array| ops::expand_dims(x, -1);
+    let added = (column(x)? * ops::expand_dims(b, -2)?)?;
+    let (states, last) = diagonal_scan(&(column(dt)? * a)?, &added, state)?;
+    Ok((ops::squeeze(&ops::matmul(&states, &column(c)?)?, -1)?, last))
+}
+
+/// For each position in order, `state <- state * exp(log_decay) + added`, element by element. All are
+/// `float32`: `log_decay` (0 or less) and `added` `[batch, length, ...]`, `state` `[batch, ...]`. Returns all
+/// states, `[batch, length, ...]`, and the last one.
+pub fn diagonal_scan(log_decay: &Array, added: &Array, state: &Array) -> Result<(Array, Array)> {
+    let length = added.dim(1)?;
+    if length == 1 {
+        let states = (added + (ops::exp(log_decay)? * ops::expand_dims(state, 1)?)?)?;
+        let last = ops::squeeze(&states, 1)?;
+        return Ok((states, last));
+    }
     let count = (length + CHUNK - 1) / CHUNK;
     // Zeros behind the end change nothing: they add nothing, and do not decay.
-    let behind = [(0, 0), (0, count * CHUNK - length), (0, 0)];
+    let mut behind = vec![(0, 0); added.ndim()];
+    behind[1].1 = count * CHUNK - length;
     let cut = |x: &Array| ops::unflatten(&ops::pad(x, &behind, PadMode::Constant, 0)?, 1, &[count, CHUNK]);
-    let (x, dt, b, c) = (cut(x)?, cut(dt)?, cut(b)?, cut(c)?);
-    let column = |x: &Array| ops::expand_dims(x, -1);
-    let decay = ops::exp(&(column(&dt)? * a)?)?;
-    let added = (column(&x)? * ops::expand_dims(&b, -2)?)?;
-    // The states of all chunks as if each began with zeros, [batch, count, channels, dims].
+    let (log_decay, added) = (cut(log_decay)?, cut(added)?);
+    let decay = ops::exp(&log_decay)?;
+    // The states of all chunks as if each began with zeros.
     let at = |x: &Array, t: i32| x.index((.., .., t));
     let mut alone = vec![at(&added, 0)?];
     for t in 1..CHUNK {
@@ -73,7 +87,7 @@ fn segment(x: &Array, dt: &Array, a: &Array, [b, c]: [&Array; 2], state: &Array)
     }
     let alone = ops::stack(&alone, 2)?;
     // What is left of the state that a chunk begins with.
-    let left = ops::exp(&(column(&ops::cumsum(&dt, 2, false, true)?)? * a)?)?;
+    let left = ops::exp(&ops::cumsum(&log_decay, 2, false, true)?)?;
     let (last, kept) = (at(&alone, -1)?, at(&left, -1)?);
     let (mut state, mut starts) = (state.clone(), Vec::new());
     for i in 0..count {
@@ -81,7 +95,6 @@ fn segment(x: &Array, dt: &Array, a: &Array, [b, c]: [&Array; 2], state: &Array)
         state = ((state * kept.index((.., i))?)? + last.index((.., i))?)?;
     }
     let starts = ops::expand_dims(&ops::stack(&starts, 1)?, 2)?;
-    let states = (alone + (left * starts)?)?;
-    let out = ops::squeeze(&ops::matmul(&states, &column(&c)?)?, -1)?;
-    Ok((ops::flatten(&out, 1, 2)?.index((.., ..length))?, state))
+    let states = ops::flatten(&(alone + (left * starts)?)?, 1, 2)?;
+    Ok((states.index((.., ..length))?, state))
 }

@@ -1,0 +1,213 @@
+//! OLMo Hybrid: gated delta nets with some layers of OLMo 2's attention.
+
+use serde::Deserialize;
+
+use crate::array::Array;
+use crate::cache::{LayerCache, Masks};
+use crate::checkpoint::{Rules, Weights};
+use crate::error::Result;
+use crate::models::Checks;
+use crate::models::blocks::{
+    Attention, Block, BlockNames, CausalConv, Decoder, DecoderLayer, GatedDeltaSizes, Mixer, MixerType, Mlp,
+    Names, Sandwich, Sequence, gated_delta, gated_norm, log_decay, sandwich, unit_length, unpadded,
+};
+use crate::nn::activations::{Activation, silu};
+use crate::nn::{Linear, RmsNorm, Rope, RopeConfig};
+use crate::{ops, parameters};
+
+/// The config.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Args {
+    hidden_size: i32,
+    intermediate_size: i32,
+    num_hidden_layers: usize,
+    num_attention_heads: i32,
+    num_key_value_heads: Option<i32>,
+    head_dim: Option<i32>,
+    rms_norm_eps: f32,
+    linear_num_key_heads: i32,
+    linear_num_value_heads: i32,
+    linear_key_head_dim: i32,
+    linear_value_head_dim: i32,
+    linear_conv_kernel_dim: i32,
+    #[serde(default = "yes")]
+    linear_allow_neg_eigval: bool,
+    layer_types: Option<Vec<MixerType>>,
+    vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Args {
+    /// Fails for sizes that no model has.
+    pub fn check(&self) -> Result<()> {
+        let checks = Checks::new("olmo_hybrid")
+            .size("hidden_size", self.hidden_size)
+            .size("intermediate_size", self.intermediate_size)
+            .size("vocab_size", self.vocab_size)
+            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
+            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
+            .eps("rms_norm_eps", self.rms_norm_eps);
+        self.sizes().check(checks).done()
+    }
+
+    fn kv_heads(&self) -> i32 {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn sizes(&self) -> GatedDeltaSizes {
+        GatedDeltaSizes {
+            key_heads: self.linear_num_key_heads,
+            heads: self.linear_num_value_heads,
+            key_dim: self.linear_key_head_dim,
+            value_dim: self.linear_value_head_dim,
+            kernel: self.linear_conv_kernel_dim,
+        }
+    }
+
+    fn attends(&self, layer: usize) -> bool {
+        match &self.layer_types {
+            Some(types) => types[layer] == MixerType::Attention,
+            None => layer % 4 == 3,
+        }
+    }
+}
+
+/// How the names of a checkpoint become the model's.
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new().transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
+    match args.tie_word_embeddings {
+        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
+        _ => rules,
+    }
+}
+
+/// A gated delta net with a projection and a convolution of its own for queries, keys and values.
+#[derive(Debug)]
+pub struct DeltaNet {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    a_proj: Linear,
+    b_proj: Linear,
+    g_proj: Linear,
+    o_proj: Linear,
+    q_conv1d: CausalConv,
+    k_conv1d: CausalConv,
+    v_conv1d: CausalConv,
+    a_log: Array,
+    dt_bias: Array,
+    o_norm: RmsNorm,
+    sizes: GatedDeltaSizes,
+    /// 2 if a correction may go beyond what is wrong, else 1.
+    reach: f32,
+}
+
+parameters!(DeltaNet {
+    q_proj,
+    k_proj,
+    v_proj,
+    a_proj,
+    b_proj,
+    g_proj,
+    o_proj,
+    q_conv1d,
+    k_conv1d,
+    v_conv1d,
+    a_log: "A_log",
+    dt_bias,
+    o_norm
+});
+
+impl DeltaNet {
+    fn new(args: &Args, w: &Weights) -> Result<Self> {
+        // transformers has it fixed.
+        const EPS: f32 = 1e-5;
+        let (dims, sizes) = (args.hidden_size, args.sizes());
+        let (keys, values, heads, kernel) = (sizes.keys(), sizes.values(), sizes.heads, sizes.kernel);
+        Ok(Self {
+            q_proj: w.linear("q_proj", dims, keys)?,
+            k_proj: w.linear("k_proj", dims, keys)?,
+            v_proj: w.linear("v_proj", dims, values)?,
+            a_proj: w.linear("a_proj", dims, heads)?,
+            b_proj: w.linear("b_proj", dims, heads)?,
+            g_proj: w.linear("g_proj", dims, values)?,
+            o_proj: w.linear("o_proj", values, dims)?,
+            q_conv1d: w.causal_conv("q_conv1d", keys, kernel)?,
+            k_conv1d: w.causal_conv("k_conv1d", keys, kernel)?,
+            v_conv1d: w.causal_conv("v_conv1d", values, kernel)?,
+            a_log: w.get_shaped("A_log", &[heads])?,
+            dt_bias: w.get_shaped("dt_bias", &[heads])?,
+            o_norm: w.rms_norm("o_norm", sizes.value_dim, EPS)?,
+            sizes,
+            reach: if args.linear_allow_neg_eigval { 2.0 } else { 1.0 },
+        })
+    }
+}
+
+impl Mixer for DeltaNet {
+    fn forward(&self, x: &Array, _masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        let GatedDeltaSizes { key_heads, heads, key_dim, value_dim, .. } = self.sizes;
+        let mut mixed = |proj: &Linear, conv: &CausalConv, slot, heads: i32, dims: i32| {
+            let x = silu(&conv.forward(&proj.forward(x)?, cache, slot)?)?;
+            ops::unflatten(&x, -1, &[heads, dims])
+        };
+        let q = unit_length(&mixed(&self.q_proj, &self.q_conv1d, 0, key_heads, key_dim)?)?;
+        let k = unit_length(&mixed(&self.k_proj, &self.k_conv1d, 1, key_heads, key_dim)?)?;
+        let v = mixed(&self.v_proj, &self.v_conv1d, 2, heads, value_dim)?;
+        let q = (q * (key_dim as f32).powf(-0.5))?;
+        let decay = unpadded(&log_decay(&self.a_proj.forward(x)?, &self.a_log, &self.dt_bias)?, cache)?;
+        let beta = unpadded(&(ops::sigmoid(&self.b_proj.forward(x)?)? * self.reach)?, cache)?;
+        let state = cache.state(3);
+        let sequence = Sequence { queries: &q, keys: &k, values: &v, log_decay: &decay, state };
+        let (out, state) = gated_delta(&sequence, &beta)?;
+        cache.set_state(3, state)?;
+        cache.advance(x.dim(1)?);
+        let gate = ops::unflatten(&self.g_proj.forward(x)?, -1, &[heads, value_dim])?;
+        self.o_proj.forward(&ops::flatten(&gated_norm(&self.o_norm, &out, &gate)?, -2, -1)?)
+    }
+
+    fn make_cache(&self) -> Option<LayerCache> {
+        Some(LayerCache::states(4))
+    }
+}
+
+/// The model.
+pub type Model = Decoder<Box<dyn DecoderLayer>>;
+
+/// Reads the weights that `args` call for.
+pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    args.check()?;
+    let (dims, eps, heads) = (args.hidden_size, args.rms_norm_eps, args.num_attention_heads);
+    let head_dim = args.head_dim.unwrap_or(dims / heads);
+    // A config with parameters and no base among them has no positions.
+    let turns = args.rope.rope_parameters.as_ref().is_none_or(|p| p.rope_theta.is_some());
+    let rope = turns.then(|| Rope::new(head_dim, &args.rope, 10_000.0)).transpose()?;
+    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+    let layer = |i, w: &Weights| -> Result<Box<dyn DecoderLayer>> {
+        let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?;
+        let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+        if args.attends(i) {
+            let w = w.pp("self_attn");
+            let attention = Attention {
+                q_norm: Some(w.rms_norm("q_norm", heads * head_dim, eps)?.into()),
+                k_norm: Some(w.rms_norm("k_norm", args.kv_heads() * head_dim, eps)?.into()),
+                norms_all_heads: true,
+                rope: rope.clone(),
+                ..Attention::new(&w, dims, heads, args.kv_heads(), head_dim)?
+            };
+            return Ok(Box::new(Sandwich::new(attention, mlp, sandwich::AFTER, norm)?));
+        }
+        let names = BlockNames { mixer: "linear_attn", ..BlockNames::LLAMA };
+        let mixer = DeltaNet::new(args, &w.pp(names.mixer))?;
+        let [norm1, norm2] = [w.rms_norm(names.norm1, dims, eps)?, w.rms_norm(names.norm2, dims, eps)?];
+        Ok(Box::new(Block { names, ..Block::new(mixer, mlp, norm1, norm2) }))
+    };
+    let sizes = [args.vocab_size, dims];
+    Decoder::new(w, Names::LLAMA, sizes, args.tie_word_embeddings, norm, args.num_hidden_layers, layer)
+}
