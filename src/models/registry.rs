@@ -58,7 +58,6 @@ macro_rules! models {
 }
 
 models! {
-    "Klear" => lm::klear;
     "afmoe" => lm::afmoe;
     "apertus" => lm::apertus;
     "bailing_moe" => lm::bailing_moe;
@@ -81,13 +80,14 @@ models! {
     "gpt_oss" => lm::gpt_oss;
     "gptj" => lm::gptj;
     "granitemoe" => lm::granitemoe;
-    "hunyuan" => lm::hunyuan;
     "granitemoehybrid" => lm::granitemoehybrid;
+    "hunyuan" => lm::hunyuan;
     "hunyuan_v1_dense" => lm::hunyuan_v1_dense;
     "internlm2" => lm::internlm2;
     "iquestloopcoder" => lm::iquestloopcoder;
     "jamba" => lm::jamba;
     "kimi_k25" | "kimi_vl" => lm::kimi_k25;
+    "Klear" => lm::klear;
     "laguna" => lm::laguna;
     "lfm2" | "lfm2_moe" => lm::lfm2;
     "lfm2-vl" | "lfm2_vl" => lm::lfm2_vl;
@@ -106,8 +106,8 @@ models! {
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
-    "nemotron-nas" => lm::nemotron_nas;
     "nemotron_h" => lm::nemotron_h;
+    "nemotron-nas" => lm::nemotron_nas;
     "olmo_hybrid" => lm::olmo_hybrid;
     "phi" => lm::phi;
     "phi3" => lm::phi3;
@@ -121,9 +121,9 @@ models! {
     "qwen3_moe" | "mellum" | "olmoe" | "qwen2_moe" => lm::qwen3_moe;
     "qwen3_next" => lm::qwen3_next;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;
-    "spark2_5" => lm::spark2_5;
     "recurrent_gemma" => lm::recurrent_gemma;
     "rwkv7" => lm::rwkv7;
+    "spark2_5" => lm::spark2_5;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
     "talkie" => lm::talkie;
