@@ -315,7 +315,10 @@ impl Changes {
         let (mut written, all) = (0, infos.iter().map(bytes).sum());
         // Parts of quantized matrices whose turn comes later; the codes come first.
         let mut later: HashMap<String, Array> = HashMap::new();
+        let mut read: Vec<String> = Vec::new();
         let mut give = |name: &str| {
+            // What came before is written: its pages can go.
+            read.drain(..).for_each(|path| weights.release(&path));
             let (info, made) = &self.out[name];
             progress(written, all)?;
             written += bytes(info);
@@ -355,11 +358,9 @@ impl Changes {
             };
             array.eval()?;
             match made {
-                Made::Kept => weights.release(name),
-                Made::Quantized { layer, .. } => weights.release(&format!("{layer}.weight")),
-                Made::Dense { layer, .. } => {
-                    PARTS.iter().for_each(|part| weights.release(&format!("{layer}.{part}")));
-                }
+                Made::Kept => read.push(name.to_owned()),
+                Made::Quantized { layer, .. } => read.push(format!("{layer}.weight")),
+                Made::Dense { layer, .. } => read.extend(PARTS.map(|part| format!("{layer}.{part}"))),
             }
             Ok(array)
         };
