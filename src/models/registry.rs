@@ -58,9 +58,12 @@ macro_rules! models {
 }
 
 models! {
+    "Klear" => lm::klear;
     "afmoe" => lm::afmoe;
     "apertus" => lm::apertus;
+    "bailing_hybrid" | "bailing_moe_v3" => lm::bailing_hybrid;
     "bailing_moe" => lm::bailing_moe;
+    "bailing_moe_linear" => lm::bailing_moe_linear;
     "bitnet" => lm::bitnet;
     "dbrx" => lm::dbrx;
     "deepseek_v2" => lm::deepseek_v2;
@@ -87,12 +90,15 @@ models! {
     "iquestloopcoder" => lm::iquestloopcoder;
     "jamba" => lm::jamba;
     "kimi_k25" | "kimi_vl" => lm::kimi_k25;
-    "Klear" => lm::klear;
+    "kimi_k3" => lm::kimi_k3;
+    "kimi_linear" => lm::kimi_linear;
     "laguna" => lm::laguna;
     "lfm2" | "lfm2_moe" => lm::lfm2;
     "lfm2-vl" | "lfm2_vl" => lm::lfm2_vl;
     "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
+    "longcat_flash" => lm::longcat_flash;
+    "longcat_flash_ngram" => lm::longcat_flash_ngram;
     "mamba" | "falcon_mamba" => lm::mamba;
     "mamba2" => lm::mamba2;
     "mimo_v2_flash" => lm::mimo_v2_flash;
@@ -106,8 +112,8 @@ models! {
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
-    "nemotron_h" => lm::nemotron_h;
     "nemotron-nas" => lm::nemotron_nas;
+    "nemotron_h" => lm::nemotron_h;
     "olmo_hybrid" => lm::olmo_hybrid;
     "phi" => lm::phi;
     "phi3" => lm::phi3;

@@ -19,6 +19,7 @@ sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
 import cases
 import gen
 from cases import FULL, LINEAR, SLIDE, YARN, base, case
+from weights import normal
 
 known = set(cases.CASES)
 
@@ -46,6 +47,17 @@ case("granitemoehybrid", "Mamba 2 and attention without rope, dense", granite4)
 case("granitemoehybrid__moe", "experts and a layer for all tokens, rope, untied", granite4 | dict(num_local_experts=4, num_experts_per_tok=2, position_embedding_type="rope", tie_word_embeddings=False))
 case("recurrent_gemma", "gated linear recurrences, a local window of 8, soft cap", base("recurrent_gemma", num_hidden_layers=3, num_key_value_heads=1, block_types=["recurrent", "recurrent", "attention"], attention_bias=False, conv1d_width=4, logits_soft_cap=30.0, attention_window_size=8))
 case("olmo_hybrid", "gated delta nets with a convolution each for q, k and v, norms after attention", base("olmo_hybrid", num_hidden_layers=4, attention_bias=False, tie_word_embeddings=False, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=24, linear_conv_kernel_dim=4, linear_allow_neg_eigval=True))
+
+latent = dict(kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=12)
+delta = dict(num_heads=4, head_dim=16, short_conv_kernel_size=4, kda_layers=[1, 2, 4])
+kimi_linear = base("kimi_linear", num_hidden_layers=4, num_key_value_heads=4, head_dim=16, linear_attn_config=delta, model_max_length=512, num_experts=8, moe_intermediate_size=48, **latent, num_experts_per_token=2, num_shared_experts=1, routed_scaling_factor=1.5, first_k_dense_replace=1, num_expert_group=2, topk_group=1)
+case("kimi_linear", "Kimi delta attention and latent attention without positions", kimi_linear)
+case("kimi_linear__softmax", "softmax router, all layers but one are delta attention, tied", kimi_linear | dict(moe_router_activation_func="softmax", num_expert_group=1, num_shared_experts=0, tie_word_embeddings=True))
+longcat = dict(model_type="longcat_flash", attention_method="MLA", zero_expert_type="identity", hidden_size=64, ffn_hidden_size=96, moe_topk=3, expert_ffn_hidden_size=48, n_routed_experts=4, zero_expert_num=2, num_layers=2, vocab_size=300, max_position_embeddings=512, num_attention_heads=4, q_lora_rank=24, **latent, routed_scaling_factor=1.5, rms_norm_eps=1e-5, rope_theta=10000.0, mla_scale_q_lora=True, mla_scale_kv_lora=True, attention_bias=False)
+case("longcat_flash", "two latent attentions per layer, experts that do nothing", longcat, init=((r"e_score_correction_bias$", normal(0, 0.08)),))
+ling = base("bailing_moe_linear", num_hidden_layers=5, num_key_value_heads=4, moe_intermediate_size=48, num_experts=8, num_shared_experts=1, norm_topk_prob=True, num_experts_per_tok=2, first_k_dense_replace=1, layer_group_size=2, group_norm_size=2, partial_rotary_factor=0.5, use_qk_norm=True, moe_router_enable_expert_bias=True, routed_scaling_factor=1.5, score_function="sigmoid", n_group=2, topk_group=1, use_bias=False, rope_scaling=None)
+case("bailing_moe_linear", "lightning attention and full attention, sigmoid group routing", ling)
+case("bailing_moe_linear__plain", "softmax router without groups, heads that are no power of two", ling | dict(num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6, hidden_size=96, use_qk_norm=False, moe_router_enable_expert_bias=False, score_function="softmax", n_group=1))
 
 if __name__ == "__main__":
     for name in known:

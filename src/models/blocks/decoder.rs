@@ -259,10 +259,15 @@ impl<L: DecoderLayer> Decoder<L> {
 
     /// What comes out of the last layer and its norm.
     pub fn hidden(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array> {
-        let mut h = self.placed(embeddings, cache)?;
-        let mut masks = Masks::new(h.dim(1)?).expecting(cache.expected());
+        let h = self.placed(embeddings, cache)?;
+        let masks = Masks::new(h.dim(1)?).expecting(cache.expected());
         let memories = self.layers.iter().filter(|layer| layer.make_cache().is_some()).count();
-        let mut caches = cache.layers_mut(memories)?.iter_mut();
+        self.run(h, masks, cache.layers_mut(memories)?)
+    }
+
+    /// As [`hidden`](Self::hidden), with the memories of the layers that have one.
+    pub fn run(&self, mut h: Array, mut masks: Masks, caches: &mut [LayerCache]) -> Result<Array> {
+        let mut caches = caches.iter_mut();
         for (i, layer) in self.layers.iter().enumerate() {
             let mut none = LayerCache::Stateless;
             let cache = layer.make_cache().and_then(|_| caches.next()).unwrap_or(&mut none);

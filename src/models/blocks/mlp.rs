@@ -3,6 +3,8 @@
 use std::fmt;
 use std::rc::Rc;
 
+use serde::Deserialize;
+
 use super::FeedForward;
 use crate::array::Array;
 use crate::checkpoint::Weights;
@@ -174,4 +176,14 @@ impl Module for PlainMlp {
         self.up.visit_mut(&join(path, self.names[0]), f);
         self.down.visit_mut(&join(path, self.names[1]), f);
     }
+}
+
+/// What the feed-forward layers of a config's `mlp_layer_types` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MlpType {
+    /// One layer for all tokens.
+    Dense,
+    /// Experts.
+    Sparse,
 }

@@ -3,10 +3,12 @@
 mod attention;
 mod causal_conv;
 mod decoder;
+mod delta_attention;
 mod gated_attention;
 mod gated_delta_net;
 mod hybrid;
 mod latent_attention;
+mod lightning_attention;
 mod linear_attention;
 mod mamba;
 mod mamba2;
@@ -28,14 +30,16 @@ pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
     text_rules,
 };
+pub use delta_attention::{DeltaAttention, DeltaSizes, Inputs};
 pub use gated_attention::GatedAttention;
 pub use gated_delta_net::{GatedDeltaNet, GatedDeltaSizes};
 pub use hybrid::{HybridBlock, MixerBlock, MixerType, Positionwise};
 pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
+pub use lightning_attention::LightningAttention;
 pub use linear_attention::{Sequence, gated_delta, gated_norm, linear_attention, log_decay, unit_length};
 pub use mamba::{Mamba, MambaSizes, TimeStepRank};
 pub use mamba2::{GroupedRmsNorm, Mamba2, Mamba2Sizes};
-pub use mlp::{Mlp, MlpNames, PlainMlp};
+pub use mlp::{Mlp, MlpNames, MlpType, PlainMlp};
 pub use moe::{Moe, MoeNames};
 pub use per_layer::PerLayer;
 pub use query_gated_attention::QueryGatedAttention;

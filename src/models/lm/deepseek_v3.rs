@@ -8,8 +8,8 @@ use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
 use crate::models::blocks::{
-    Block, Decoder, FeedForward, Groups, LatentAttention, LatentConfig, Mixer, Mlp, Moe, MoeNames, Names,
-    Routing, Scoring,
+    Block, Decoder, FeedForward, Groups, LatentAttention, LatentConfig, Mixer, Mlp, MlpType, Moe, MoeNames,
+    Names, Routing, Scoring,
 };
 use crate::nn::RopeConfig;
 use crate::nn::activations::Activation;
@@ -62,14 +62,6 @@ pub struct Experts {
     moe_layer_freq: Option<usize>,
     first_k_dense_replace: usize,
     mlp_layer_types: Option<Vec<MlpType>>,
-}
-
-/// A kind of feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum MlpType {
-    Dense,
-    Sparse,
 }
 
 impl Experts {

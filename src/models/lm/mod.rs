@@ -2,7 +2,9 @@
 
 pub mod afmoe;
 pub mod apertus;
+pub mod bailing_hybrid;
 pub mod bailing_moe;
+pub mod bailing_moe_linear;
 pub mod bitnet;
 pub mod dbrx;
 pub mod deepseek_v2;
@@ -29,12 +31,16 @@ pub mod internlm2;
 pub mod iquestloopcoder;
 pub mod jamba;
 pub mod kimi_k25;
+pub mod kimi_k3;
+pub mod kimi_linear;
 pub mod klear;
 pub mod laguna;
 pub mod lfm2;
 pub mod lfm2_vl;
 pub mod lille_130m;
 pub mod llama;
+pub mod longcat_flash;
+pub mod longcat_flash_ngram;
 pub mod mamba;
 pub mod mamba2;
 pub mod mimo_v2_flash;
