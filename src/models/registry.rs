@@ -72,6 +72,7 @@ models! {
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "exaone_moe" => lm::exaone_moe;
+    "gear" => lm::gear;
     "gemma" => lm::gemma;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
@@ -132,6 +133,7 @@ models! {
     "spark2_5" => lm::spark2_5;
     "stablelm" => lm::stablelm;
     "starcoder2" => lm::starcoder2;
+    "step3p5" => lm::step3p5;
     "talkie" => lm::talkie;
     "youtu_llm" | "youtu" => lm::youtu_llm;
 }

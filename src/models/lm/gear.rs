@@ -123,12 +123,15 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_activation)?;
         if args.layer_type(i) == LayerType::ConvMixer {
             let mixer = Box::new(GatedConv::new(args, &w.pp("local_mixer"))?);
-            return Ok(Sandwich::new(mixer as Box<dyn Mixer>, mlp, sandwich::GEMMA, norm)?.mixed_by("local_mixer"));
+            return Ok(
+                Sandwich::new(mixer as Box<dyn Mixer>, mlp, sandwich::GEMMA, norm)?.mixed_by("local_mixer")
+            );
         }
         let mixer = Box::new(attention(args, i, &w.pp("self_attn"))?);
         Sandwich::new(mixer as Box<dyn Mixer>, mlp, sandwich::GEMMA, norm)
     })?;
-    let logits = LogitsScale { cap: args.final_logit_softcapping.filter(|&cap| cap != 0.0), ..LogitsScale::default() };
+    let logits =
+        LogitsScale { cap: args.final_logit_softcapping.filter(|&cap| cap != 0.0), ..LogitsScale::default() };
     Ok(Decoder { embed_scale: Some((dims as f32).sqrt()), logits, ..model })
 }
 

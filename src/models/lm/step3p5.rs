@@ -100,7 +100,8 @@ impl Args {
     }
 
     fn heads(&self, slides: bool) -> Heads {
-        let (num_attention_heads, num_attention_groups) = (self.num_attention_heads, self.num_attention_groups);
+        let (num_attention_heads, num_attention_groups) =
+            (self.num_attention_heads, self.num_attention_groups);
         let own = self.attention_other_setting.filter(|_| slides);
         own.unwrap_or(Heads { num_attention_heads, num_attention_groups })
     }
