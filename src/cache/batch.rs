@@ -122,6 +122,19 @@ impl LayerCache {
     }
 
     fn merge(rows: &[&LayerCache]) -> Result<Self> {
+        // A sequence that is not quantized yet goes along with one that is.
+        let how =
+            rows.iter().find_map(|row| if let LayerCache::Quantized(c) = row { Some(c.how) } else { None });
+        if let Some(how) = how
+            && rows.iter().any(|row| matches!(row, LayerCache::Kv(_)))
+        {
+            let quantized = |row: &&LayerCache| match row {
+                LayerCache::Kv(cache) => QuantizedKvCache::of(cache, how).map(LayerCache::Quantized),
+                other => Ok((*other).clone()),
+            };
+            let rows = rows.iter().map(quantized).collect::<Result<Vec<Self>>>()?;
+            return Self::merge(&rows.iter().collect::<Vec<_>>());
+        }
         let end = rows.iter().map(|row| row.position()).max().unwrap_or(0);
         let padding: Vec<i32> = rows.iter().map(|row| end - row.position()).collect();
         let merged = match rows[0] {
@@ -190,7 +203,7 @@ impl LayerCache {
 }
 
 impl QuantizedKvCache {
-    fn seen(&self) -> Result<Option<Vec<Array>>> {
+    pub(super) fn seen(&self) -> Result<Option<Vec<Array>>> {
         let seen = |store: &Vec<Array>| store.iter().map(|part| positions(part, 0, self.offset)).collect();
         self.store.as_ref().map(seen).transpose()
     }

@@ -72,6 +72,15 @@ impl ChunkedKvCache {
         Ok(Self { kept: self.kept.row(row, cut)?, start: (self.start - begin).max(0), size: self.size })
     }
 
+    /// What mlx-lm saves: keys and values, and `offset`, `size`, `start`.
+    pub(super) fn state(&self) -> Result<(Option<Vec<Array>>, [i32; 3])> {
+        Ok((self.kept.parts()?, [self.offset(), self.size, self.start]))
+    }
+
+    pub(super) fn from_parts(store: Option<Vec<Array>>, offset: i32, size: i32, start: i32) -> Result<Self> {
+        Ok(Self { kept: KvCache::from_parts(store, offset - start)?, start, size })
+    }
+
     pub(super) fn is_trimmable(&self, count: i32) -> bool {
         count <= self.kept.offset()
             && (self.start == 0 || (self.offset() - count) / self.size * self.size >= self.start)

@@ -3,11 +3,13 @@
 mod arrays;
 mod batch;
 mod chunked;
+mod file;
 mod kv;
 mod mask;
 mod offset;
 mod quantized;
 mod rotating;
+mod snapshot;
 
 pub use arrays::ArraysCache;
 pub use batch::Padding;
@@ -17,6 +19,7 @@ pub use mask::{Mask, Masks};
 pub use offset::Offset;
 pub use quantized::{QuantizedKeysValues, QuantizedKvCache};
 pub use rotating::RotatingKvCache;
+pub use snapshot::Snapshot;
 
 use crate::array::Array;
 use crate::error::{Error, Result};

@@ -135,7 +135,19 @@ impl RotatingKvCache {
         self.store.as_ref().map(|store| store.iter().map(part).collect()).transpose()
     }
 
-    fn from_parts(parts: Option<Vec<Array>>, offset: i32, next: i32, size: i32, keep: i32) -> Result<Self> {
+    /// What mlx-lm saves: keys and values, and `offset`, `keep`, `size`, `next`.
+    pub(super) fn state(&self) -> Result<(Option<Vec<Array>>, [i32; 4])> {
+        let numbers = [self.offset, self.keep, self.size, self.next];
+        Ok((self.store.as_ref().map(|store| store.to_vec()), numbers))
+    }
+
+    pub(super) fn from_parts(
+        parts: Option<Vec<Array>>,
+        offset: i32,
+        next: i32,
+        size: i32,
+        keep: i32,
+    ) -> Result<Self> {
         let wrong = |parts: Vec<Array>| Error::argument("cache", format!("{} arrays", parts.len()));
         let store = parts.map(|parts| parts.try_into().map_err(wrong)).transpose()?;
         Ok(Self { store, offset, next, size, keep })
@@ -143,12 +155,12 @@ impl RotatingKvCache {
 
     /// Whether the last `count` positions can be forgotten: only as long as no position was lost.
     pub(super) fn is_trimmable(&self, count: i32) -> bool {
-        count <= self.offset && self.next == self.offset
+        count == 0 || (count <= self.offset && self.next == self.offset)
     }
 
     pub(super) fn trim(&mut self, count: i32) {
         self.offset -= count;
-        self.next = self.offset;
+        self.next -= count;
     }
 
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {

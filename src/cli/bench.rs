@@ -29,6 +29,9 @@ pub(super) struct Args {
     /// Measured runs, after one that is not
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch_size: usize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,6 +51,7 @@ pub(super) fn run(command: &Command) -> Outcome {
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         runs: args.runs,
+        batch_size: args.batch_size,
     };
     let speed = speed(&args.model, settings, &mut check_interrupt)?;
     let report = Report { model: args.model.display().to_string(), speed, machine: Machine::here()? };
@@ -61,10 +65,11 @@ fn table(report: &Report) -> String {
         format!("{name:<18} {:>10.2} tokens/s   ({:.2} to {:.2})\n", s.median, s.min, s.max)
     };
     format!(
-        "{}\n{}: {} prompt tokens, {} generated, {} runs, greedy, prompt in steps of {}\n\n{}{}\
+        "{}\n{}: {} at once, {} prompt tokens, {} generated, {} runs, greedy, prompt in steps of {}\n\n{}{}\
          {:<18} {:>10.3} s\n{:<18} {:>10.3} s\n{:<18} {:>10.1} MiB\n{:<18} {:>10.1} MiB\n",
         describe(machine),
         model,
+        speed.settings.batch_size,
         speed.settings.prompt_tokens,
         speed.settings.generate_tokens,
         speed.settings.runs,

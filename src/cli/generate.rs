@@ -6,10 +6,16 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::prompt::{Prompt, Template};
+use super::settings::{CacheArgs, GrammarArgs, SamplingArgs, load_cache};
 use super::{Outcome, Stop, check_interrupt, interrupted, print, print_json};
-use crate::generate::{FinishReason, Options, Sampling, Stats, Tokens, stop_tokens};
-use crate::models;
-use crate::text::{Chat, Tokenizer};
+use crate::error::Error;
+use crate::generate::{Draft, FinishReason, Options, Stats, Text, Tokens, stop_tokens};
+use crate::models::{self, LanguageModel};
+use crate::text::Tokenizer;
+
+/// Tokens of the end of a text that are looked up in it, at most.
+const LOOKUP: usize = 3;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -18,109 +24,138 @@ pub(super) struct Args {
     pub(super) model: PathBuf,
     #[command(flatten)]
     prompt: Prompt,
-    /// Tokens to generate at most
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_tokens: usize,
-    /// Temperature; at 0 the likeliest token is taken
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temp: f32,
-    /// Keep the likeliest tokens that make up this much of the probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: i32,
-    /// Keep tokens at least this much as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// The same seed gives the same tokens
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    /// What the model is told before the prompt, if it has a chat template
+    #[arg(long, value_name = "TEXT")]
+    system_prompt: Option<String>,
     /// Give the prompt to the model as it is, also where the checkpoint has a chat template
     #[arg(long)]
     raw: bool,
+    /// Tokens to generate at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Go on after a token that ends a text
     #[arg(long)]
     ignore_eos: bool,
     /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
+    /// A smaller model with the same tokenizer, whose guesses the model checks
+    #[arg(long, value_name = "DIR", conflicts_with = "prompt_lookup")]
+    pub(super) draft_model: Option<PathBuf>,
+    /// Guess what followed the last tokens where they stood before
+    #[arg(long)]
+    prompt_lookup: bool,
+    /// Guesses at a time
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    num_draft_tokens: usize,
+    /// Go on from this file of `mlxport cache make`, or of mlx-lm
+    #[arg(long, value_name = "FILE", conflicts_with = "max_kv_size")]
+    prompt_cache_file: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    grammar: GrammarArgs,
 }
 
-#[derive(clap::Args)]
-#[group(required = true, multiple = false)]
-struct Prompt {
-    /// Text to continue, or with a chat template to answer
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Token ids to continue, with commas between them
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
-    prompt_ids: Option<Vec<i32>>,
-}
-
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Report {
     tokens: Vec<i32>,
     /// Null without a tokenizer.
     text: Option<String>,
     finish_reason: Option<FinishReason>,
     prompt_tokens: usize,
+    /// Tokens that the prompt cache had seen.
+    cached_tokens: usize,
     prompt_tps: f64,
     generation_tokens: usize,
     generation_tps: f64,
+    draft_tokens: usize,
+    accepted_tokens: usize,
     peak_memory_bytes: usize,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let (tokenizer, prompt) = read_prompt(args)?;
+    let template = match (args.raw, &args.prompt_cache_file) {
+        (true, _) => Template::Raw,
+        (false, Some(_)) => Template::Rest,
+        (false, None) => Template::Chat,
+    };
+    let (tokenizer, prompt) = args.prompt.read(&args.model, template, args.system_prompt.as_deref())?;
     let model = models::load(&args.model)?;
+    let draft = args.draft_model.as_deref().map(models::load).transpose()?;
+    let stop = if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model)? };
     let options = Options {
         max_tokens: args.max_tokens,
-        sampling: Sampling {
-            temperature: args.temp,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            top_k: args.top_k,
-            seed: args.seed,
-            ..Sampling::default()
-        },
-        stop: if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model)? },
-        ..Options::default()
+        sampling: args.sampling.sampling(tokenizer.as_ref(), &stop)?,
+        penalties: args.sampling.penalties(),
+        stop,
+        prefill_step: args.cache.prefill_step(),
+        kv_quantization: args.cache.kv_quantization(),
     };
-    let mut cache = model.make_cache();
-    let bar = progress(prompt.len());
-    let mut tokens = Tokens::new(&*model, &mut cache, &prompt, options)?.on_prefill(|read, _| {
+    let mut cache = match &args.prompt_cache_file {
+        Some(path) => load_cache(path, &*model)?,
+        None => args.cache.make_cache(&*model)?,
+    };
+    let mut report = Report { cached_tokens: cache.offset().max(0) as usize, ..Report::default() };
+    let bar = progress(prompt.len(), options.prefill_step);
+    let tokens = Tokens::new(&*model, &mut cache, &prompt, options)?.on_prefill(|read, _| {
         bar.set_position(read as u64);
         if read == prompt.len() {
             bar.finish_and_clear();
         }
         check_interrupt()
     });
-    let mut detokenizer = tokenizer.as_ref().map(Tokenizer::detokenizer);
-    let (mut ids, mut text, mut finish_reason) = (Vec::new(), String::new(), None);
-    for token in tokens.by_ref() {
-        let token = token?;
-        finish_reason = token.finish_reason;
-        let mut piece = match &mut detokenizer {
-            Some(detokenizer) => detokenizer.push(token.id)?,
-            None => format!("{}{}", if ids.is_empty() { "" } else { "," }, token.id),
-        };
-        let last = finish_reason.is_some() || interrupted();
-        if last && let Some(detokenizer) = detokenizer.take() {
-            piece += &detokenizer.finish()?;
+    let tokens = match &draft {
+        Some(draft) => tokens.speculative(Draft::model(&**draft, args.num_draft_tokens))?,
+        None if args.prompt_lookup => tokens.speculative(Draft::lookup(LOOKUP, args.num_draft_tokens))?,
+        None => tokens,
+    };
+    let tokens = constrained(tokens, args, tokenizer.as_ref(), &*model)?;
+    let say = |piece: String, report: &mut Report| {
+        let text = report.text.get_or_insert_default();
+        *text += &piece;
+        if args.json { Ok(()) } else { print(piece) }
+    };
+    let mut stats = Stats::default();
+    match &tokenizer {
+        Some(tokenizer) => {
+            report.text = Some(String::new());
+            for response in Text::new(tokens, tokenizer).stop_at(args.stop.iter().cloned()) {
+                let response = response?;
+                report.tokens.push(response.token);
+                (report.finish_reason, stats) = (response.finish_reason, response.stats);
+                say(response.text, &mut report)?;
+                if interrupted() {
+                    break;
+                }
+            }
         }
-        ids.push(token.id);
-        text += &piece;
-        if !args.json {
-            print(piece)?;
-        }
-        if last {
-            break;
+        None if !args.stop.is_empty() => return Err(no_tokenizer("--stop").into()),
+        None => {
+            let mut tokens = tokens;
+            for token in tokens.by_ref() {
+                let token = token?;
+                let comma = if report.tokens.is_empty() { "" } else { "," };
+                report.tokens.push(token.id);
+                report.finish_reason = token.finish_reason;
+                say(format!("{comma}{}", token.id), &mut report)?;
+                if interrupted() {
+                    break;
+                }
+            }
+            stats = tokens.stats();
+            report.text = None;
         }
     }
-    let stats = tokens.stats();
+    report.prompt_tokens = prompt.len();
     if args.json {
-        print_json(&report(ids, tokenizer.is_some().then_some(text), finish_reason, stats))?;
+        report.take(&stats);
+        print_json(&report)?;
     } else {
         print("\n")?;
         summarise(&stats);
@@ -128,26 +163,42 @@ pub(super) fn run(args: &Args) -> Outcome {
     if interrupted() { Err(Stop::Interrupted) } else { Ok(()) }
 }
 
-/// The tokenizer, unless there is none and none is needed, and the ids of the prompt.
-fn read_prompt(args: &Args) -> Result<(Option<Tokenizer>, Vec<i32>), Stop> {
-    let tokenizer = || Tokenizer::load(&args.model);
-    if let Some(ids) = &args.prompt.prompt_ids {
-        let has_tokenizer = Tokenizer::exists(&args.model);
-        return Ok((if has_tokenizer { Some(tokenizer()?) } else { None }, ids.clone()));
-    }
-    let (tokenizer, text) = (tokenizer()?, args.prompt.prompt.as_deref().unwrap_or_default());
-    let ids = if args.raw || tokenizer.chat_template().is_none() {
-        tokenizer.encode_prompt(text)?
-    } else {
-        let chat = Chat::new(vec![serde_json::json!({ "role": "user", "content": text })]);
-        tokenizer.encode(&tokenizer.apply_chat_template(&chat)?, false)?
+#[cfg(feature = "structured")]
+fn constrained<'a>(
+    tokens: Tokens<'a>,
+    args: &Args,
+    tokenizer: Option<&Tokenizer>,
+    model: &dyn LanguageModel,
+) -> crate::Result<Tokens<'a>> {
+    let Some(grammar) = args.grammar.grammar()? else {
+        return Ok(tokens);
     };
-    Ok((Some(tokenizer), ids))
+    let tokenizer = tokenizer.ok_or_else(|| no_tokenizer("a grammar"))?;
+    let structure =
+        crate::generate::Structure::new(tokenizer, grammar, tokens.stop_tokens(), model.vocab_size())?;
+    tokens.constrained(structure)
+}
+
+#[cfg(not(feature = "structured"))]
+fn constrained<'a>(
+    tokens: Tokens<'a>,
+    args: &Args,
+    _: Option<&Tokenizer>,
+    _: &dyn LanguageModel,
+) -> crate::Result<Tokens<'a>> {
+    match args.grammar.is_some() {
+        true => Err(Error::unsupported("a grammar", "this build has not the feature `structured`")),
+        false => Ok(tokens),
+    }
+}
+
+fn no_tokenizer(what: &str) -> Error {
+    Error::argument("generate", format!("{what} needs a tokenizer, and the checkpoint has none"))
 }
 
 /// A bar for the prompt, where a person watches and it takes a while.
-fn progress(length: usize) -> ProgressBar {
-    if length <= Options::default().prefill_step || !std::io::stderr().is_terminal() {
+fn progress(length: usize, step: usize) -> ProgressBar {
+    if length <= step || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("prompt {bar:40} {pos}/{len} tokens, {per_sec}");
@@ -155,23 +206,25 @@ fn progress(length: usize) -> ProgressBar {
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
-fn report(tokens: Vec<i32>, text: Option<String>, reason: Option<FinishReason>, stats: Stats) -> Report {
-    Report {
-        tokens,
-        text,
-        finish_reason: reason,
-        prompt_tokens: stats.prompt_tokens,
-        prompt_tps: stats.prompt_tps(),
-        generation_tokens: stats.generated_tokens,
-        generation_tps: stats.generation_tps(),
-        peak_memory_bytes: stats.peak_memory,
+impl Report {
+    fn take(&mut self, stats: &Stats) {
+        self.prompt_tps = stats.prompt_tps();
+        self.generation_tokens = stats.generated_tokens;
+        self.generation_tps = stats.generation_tps();
+        self.draft_tokens = stats.draft_tokens;
+        self.accepted_tokens = stats.accepted_tokens;
+        self.peak_memory_bytes = stats.peak_memory;
     }
 }
 
-fn summarise(stats: &Stats) {
+pub(super) fn summarise(stats: &Stats) {
+    let guesses = match stats.draft_tokens {
+        0 => String::new(),
+        guessed => format!("; {} of {guessed} guesses accepted", stats.accepted_tokens),
+    };
     let _ = writeln!(
         std::io::stderr(),
-        "prompt: {} tokens, {:.1} tokens/s; generation: {} tokens, {:.1} tokens/s; peak memory: {:.1} MiB",
+        "prompt: {} tokens, {:.1} tokens/s; generation: {} tokens, {:.1} tokens/s{guesses}; peak memory: {:.1} MiB",
         stats.prompt_tokens,
         stats.prompt_tps(),
         stats.generated_tokens,

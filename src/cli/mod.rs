@@ -4,12 +4,17 @@
 //! that closes the pipe ends the command quietly.
 
 mod bench;
+mod cache;
+mod chat;
 mod convert;
 mod devices;
 mod forward;
 mod generate;
 mod models;
+mod perplexity;
 mod port;
+mod prompt;
+mod settings;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -33,7 +38,14 @@ enum Command {
     /// Writes a checkpoint in MLX's layout, quantized or not
     Convert(convert::Args),
     /// Continues a prompt
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
+    /// Talks with a model that has a chat template
+    Chat(Box<chat::Args>),
+    /// What a model remembers of a prompt, in a file
+    #[command(subcommand)]
+    Cache(cache::Command),
+    /// Measures how surprised a model is by a text
+    Perplexity(perplexity::Args),
     /// Writes the logits of given token ids, and what leads to them
     Forward(forward::Args),
     /// Measures speed and memory
@@ -89,6 +101,9 @@ fn run(mut command: Command) -> Outcome {
         Command::Port(args) => port::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Cache(command) => cache::run(&command),
+        Command::Perplexity(args) => perplexity::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Models(args) => models::run(&args),
@@ -100,11 +115,19 @@ fn run(mut command: Command) -> Outcome {
 fn locate(command: &mut Command) -> crate::Result<()> {
     let model = match command {
         Command::Port(args) => &mut args.source,
+        Command::Generate(args) => {
+            if let Some(draft) = &mut args.draft_model {
+                *draft = crate::hub::locate(draft)?;
+            }
+            &mut args.model
+        }
+        Command::Chat(args) => &mut args.model,
+        Command::Cache(cache::Command::Make(args)) => &mut args.model,
+        Command::Perplexity(args) => &mut args.model,
         Command::Convert(args) => &mut args.source,
-        Command::Generate(args) => &mut args.model,
         Command::Forward(args) => &mut args.model,
         Command::Bench(bench::Command::Model(args)) => &mut args.model,
-        Command::Models(_) | Command::Devices(_) => return Ok(()),
+        Command::Cache(cache::Command::Info(_)) | Command::Models(_) | Command::Devices(_) => return Ok(()),
     };
     *model = crate::hub::locate(model)?;
     Ok(())
@@ -115,6 +138,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Whether Ctrl-C was pressed.
 fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Whether Ctrl-C was pressed since this was asked last.
+fn take_interrupt() -> bool {
+    INTERRUPTED.swap(false, Ordering::Relaxed)
 }
 
 /// For the steps of long work: fails once Ctrl-C was pressed.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::constraint::{Allowed, Constraint};
-use super::tokens::{Choice, Chooser, ids, position};
+use super::tokens::{Choice, Chooser, forward, ids, position};
 use super::{FinishReason, Options, Token};
 use crate::array::Array;
 use crate::cache::Cache;
@@ -15,7 +15,8 @@ use crate::{memory, ops, transforms};
 pub struct Request<'a> {
     /// Token ids, at least one.
     pub prompt: Vec<i32>,
-    /// How; `max_tokens` is at least 1.
+    /// How; `max_tokens` is at least 1. Keys and values are quantized while the prompt is read, if they
+    /// are, and caches that go together are quantized alike.
     pub options: Options,
     /// What the prompt continues: an empty cache of the model, or one that has seen tokens.
     pub cache: Cache,
@@ -168,7 +169,7 @@ impl<'a> Batch<'a> {
         let piece = &piece[..piece.len().min(request.options.prefill_step.max(1))];
         if !piece.is_empty() {
             let tokens = ids(piece)?;
-            self.model.forward(&tokens, &mut request.cache)?;
+            forward(self.model, &tokens, &mut request.cache, &request.options)?;
             chooser.penalizer.push(&tokens)?;
             request.cache.eval()?;
             memory::clear_cache()?;
@@ -178,7 +179,7 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         let tokens = ids(&[*last])?;
-        let logits = self.model.forward(&tokens, &mut request.cache)?;
+        let logits = forward(self.model, &tokens, &mut request.cache, &request.options)?;
         let Waiting { number, request, chooser, .. } = self.waiting.pop_front().expect("it is the front");
         let Request { options, cache, constraint, .. } = request;
         let next = Next::Logits(position(&logits, -1)?);

@@ -22,6 +22,8 @@
 mod batch;
 mod constraint;
 mod penalty;
+mod perplexity;
+mod prefix;
 mod sample;
 mod speculate;
 mod speed;
@@ -35,6 +37,8 @@ mod tokens;
 pub use batch::{Batch, Output, Request};
 pub use constraint::{Allowed, Constraint};
 pub use penalty::{Penalizer, Penalties};
+pub use perplexity::{Perplexity, PerplexitySettings, perplexity};
+pub use prefix::{PrefixCache, Remembered};
 pub use sample::{Sampler, Sampling};
 pub use speculate::Draft;
 pub use speed::{Speed, SpeedSettings, Spread, speed};
@@ -43,4 +47,4 @@ pub use stop::stop_tokens;
 pub use structured::{Grammar, Structure};
 #[cfg(feature = "text")]
 pub use text::{Response, Text};
-pub use tokens::{Cancel, FinishReason, Options, Stats, Token, Tokens};
+pub use tokens::{Cancel, FinishReason, KvQuantization, Options, Stats, Token, Tokens};

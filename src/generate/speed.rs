@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Options, Stats, Tokens};
+use super::{Batch, Options, Request, Stats, Tokens};
 use crate::error::{Error, Result};
 use crate::models::{self, LanguageModel};
 use crate::nn::Module;
-use crate::{Dtype, random, transforms};
+use crate::{Dtype, memory, random, transforms};
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,13 @@ pub struct SpeedSettings {
     pub generate_tokens: usize,
     /// Measured runs, after one that is not; at least 1.
     pub runs: usize,
+    /// Requests at once, with the same prompt; at least 1. Speeds are those of all together.
+    #[serde(default = "one")]
+    pub batch_size: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// One quantity over the runs.
@@ -55,8 +62,8 @@ pub struct Speed {
 
 /// Measures the model of a checkpoint directory. `check` runs after every token; its error ends it.
 pub fn speed(dir: &Path, settings: SpeedSettings, check: &mut dyn FnMut() -> Result<()>) -> Result<Speed> {
-    let SpeedSettings { prompt_tokens, generate_tokens, runs } = settings;
-    if runs == 0 || prompt_tokens < 1 || generate_tokens < 2 {
+    let SpeedSettings { prompt_tokens, generate_tokens, runs, batch_size } = settings;
+    if runs == 0 || batch_size == 0 || prompt_tokens < 1 || generate_tokens < 2 {
         let message = "it takes a run, a prompt token and two tokens to generate, or more";
         return Err(Error::argument("bench", message));
     }
@@ -70,7 +77,10 @@ pub fn speed(dir: &Path, settings: SpeedSettings, check: &mut dyn FnMut() -> Res
     let prompt = prompt.to_vec::<i32>()?;
     let mut stats = Vec::new();
     for run in 0..=runs {
-        let figures = measure(&*model, &prompt, generate_tokens, check)?;
+        let figures = match batch_size {
+            1 => measure(&*model, &prompt, generate_tokens, check)?,
+            _ => measure_batch(&*model, &prompt, generate_tokens, batch_size, check)?,
+        };
         if run > 0 {
             stats.push(figures);
         }
@@ -100,6 +110,49 @@ fn measure(
         check()?;
     }
     Ok(tokens.stats())
+}
+
+/// Figures of a batch: the prompts count up to the first token of the last request, and what comes
+/// after it as generated.
+fn measure_batch(
+    model: &dyn LanguageModel,
+    prompt: &[i32],
+    max_tokens: usize,
+    batch_size: usize,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Stats> {
+    memory::reset_peak_memory()?;
+    let start = Instant::now();
+    let mut batch = Batch::new(model);
+    for _ in 0..batch_size {
+        // The first ones generate while the others read, and are to be there until these have read.
+        let options = Options { max_tokens: max_tokens + batch_size, ..Options::default() };
+        let (prompt, cache) = (prompt.to_vec(), model.make_cache());
+        batch.join(Request { prompt, options, cache, constraint: None })?;
+    }
+    let mut stats = Stats { prompt_tokens: prompt.len() * batch_size, ..Stats::default() };
+    let mut first: Option<Instant> = None;
+    loop {
+        let outputs = batch.step()?;
+        check()?;
+        match first {
+            Some(first) => {
+                stats.generated_tokens += outputs.len();
+                stats.generation_time = first.elapsed();
+            }
+            None if outputs.len() == batch_size => {
+                stats.prompt_time = start.elapsed();
+                stats.generated_tokens = 1;
+                first = Some(Instant::now());
+            }
+            None => {}
+        }
+        if batch.is_empty() || stats.generated_tokens >= batch_size * (max_tokens - 1) {
+            break;
+        }
+    }
+    stats.peak_memory = memory::peak_memory()?;
+    Ok(stats)
 }
 
 fn spread(values: impl Iterator<Item = f64>) -> Spread {

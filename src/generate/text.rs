@@ -2,6 +2,7 @@
 
 use super::{FinishReason, Stats, Token, Tokens};
 use crate::array::Array;
+use crate::cache::Snapshot;
 use crate::error::Result;
 use crate::text::{Detokenizer, Tokenizer};
 
@@ -52,6 +53,11 @@ impl<'a> Text<'a> {
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.tokens.stats()
+    }
+
+    /// See [`Tokens::take_boundaries`].
+    pub fn take_boundaries(&mut self) -> Vec<Snapshot> {
+        self.tokens.take_boundaries()
     }
 
     fn respond(&mut self, token: Token) -> Result<Response> {

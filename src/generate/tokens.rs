@@ -10,9 +10,10 @@ use serde::Serialize;
 use super::constraint::{Allowed, Constraint};
 use super::{Draft, Penalizer, Penalties, Sampler, Sampling};
 use crate::array::{Array, Dtype};
-use crate::cache::{Cache, LayerCache};
+use crate::cache::{Cache, LayerCache, Snapshot};
 use crate::error::{Error, Result};
 use crate::models::{LanguageModel, check_tokens};
+use crate::ops::Quantization;
 use crate::{memory, ops, transforms};
 
 /// What to generate.
@@ -28,6 +29,17 @@ pub struct Options {
     pub stop: Vec<i32>,
     /// Tokens of the prompt that go through the model at a time.
     pub prefill_step: usize,
+    /// Whether keys and values are quantized, and from where on.
+    pub kv_quantization: Option<KvQuantization>,
+}
+
+/// When the keys and values of a cache are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvQuantization {
+    /// How: affine.
+    pub how: Quantization,
+    /// Once the cache has seen so many tokens.
+    pub start: usize,
 }
 
 impl Default for Options {
@@ -38,6 +50,7 @@ impl Default for Options {
             penalties: Penalties::default(),
             stop: Vec::new(),
             prefill_step: 512,
+            kv_quantization: None,
         }
     }
 }
@@ -221,6 +234,8 @@ pub struct Tokens<'a> {
     constraint: Option<Box<dyn Constraint + 'a>>,
     draft: Option<Draft<'a>>,
     cancel: Option<Cancel>,
+    /// How far boundaries are apart, and those that were reached.
+    boundaries: Option<(usize, Vec<Snapshot>)>,
     next: Next,
     /// Tokens that were guessed rightly, and the one after them.
     ready: VecDeque<Token>,
@@ -255,6 +270,7 @@ impl<'a> Tokens<'a> {
             constraint: None,
             draft: None,
             cancel: None,
+            boundaries: None,
             next: Next::Prompt,
             ready: VecDeque::new(),
             first: None,
@@ -295,6 +311,18 @@ impl<'a> Tokens<'a> {
         self
     }
 
+    /// Remembers the states of layers without a past at every position that `every` divides, and before
+    /// the last token of the prompt: see [`Remembered`](super::Remembered).
+    pub fn with_boundaries(mut self, every: usize) -> Self {
+        self.boundaries = Some((every.max(1), Vec::new()));
+        self
+    }
+
+    /// The states that were remembered since.
+    pub fn take_boundaries(&mut self) -> Vec<Snapshot> {
+        self.boundaries.as_mut().map(|(_, taken)| std::mem::take(taken)).unwrap_or_default()
+    }
+
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -318,19 +346,34 @@ impl<'a> Tokens<'a> {
         }
         let (last, before) = prompt.split_last().expect("checked by `new`");
         let mut read = 0;
-        for chunk in before.chunks(self.options.prefill_step.max(1)) {
-            let tokens = ids(chunk)?;
-            self.model.forward(&tokens, self.cache)?;
+        while read < before.len() {
+            let mut end = before.len().min(read + self.options.prefill_step.max(1));
+            if let Some((every, _)) = &self.boundaries {
+                let position = usize::try_from(self.cache.offset()).unwrap_or(0);
+                end = end.min(read + every - position % every);
+            }
+            let tokens = ids(&before[read..end])?;
+            forward(self.model, &tokens, self.cache, &self.options)?;
             self.chooser.penalizer.push(&tokens)?;
             self.cache.eval()?;
             memory::clear_cache()?;
-            read += chunk.len();
+            read = end;
+            self.note_boundary(read == before.len());
             self.report(read)?;
             if self.is_cancelled() {
                 return Ok(());
             }
         }
         self.step(&ids(&[*last])?)
+    }
+
+    fn note_boundary(&mut self, always: bool) {
+        if let Some((every, taken)) = &mut self.boundaries {
+            let position = usize::try_from(self.cache.offset()).unwrap_or(0);
+            if always || position.is_multiple_of(*every) {
+                taken.push(self.cache.snapshot());
+            }
+        }
     }
 
     fn report(&mut self, read: usize) -> Result<()> {
@@ -340,7 +383,7 @@ impl<'a> Tokens<'a> {
     /// Starts to compute what comes after `tokens`, `[1, length]`.
     fn step(&mut self, tokens: &Array) -> Result<()> {
         self.chooser.penalizer.push(tokens)?;
-        let logits = self.model.forward(tokens, self.cache)?;
+        let logits = forward(self.model, tokens, self.cache, &self.options)?;
         let logits = position(&logits, -1)?;
         self.next = if self.constraint.is_some() {
             transforms::async_eval([&logits])?;
@@ -432,7 +475,7 @@ impl<'a> Tokens<'a> {
         let fed: Vec<i32> = std::iter::once(before).chain(guesses.iter().copied()).collect();
         let rewind = Rewind::before(self.cache);
         let tokens = ids(&fed)?;
-        let logits = self.model.forward(&tokens, self.cache)?;
+        let logits = forward(self.model, &tokens, self.cache, &self.options)?;
         let (mut choices, mut after) = (Vec::new(), Vec::new());
         for (i, &id) in fed.iter().enumerate() {
             self.chooser.penalizer.push(&ids(&[id])?)?;
@@ -510,6 +553,22 @@ impl Rewind {
         }
         Ok(())
     }
+}
+
+/// The logits of `tokens`, after which keys and values are quantized if it is time.
+pub(super) fn forward(
+    model: &dyn LanguageModel,
+    tokens: &Array,
+    cache: &mut Cache,
+    options: &Options,
+) -> Result<Array> {
+    let logits = model.forward(tokens, cache)?;
+    if let Some(KvQuantization { how, start }) = options.kv_quantization
+        && usize::try_from(cache.offset()).is_ok_and(|seen| seen >= start)
+    {
+        cache.quantize(how)?;
+    }
+    Ok(logits)
 }
 
 /// Token ids as a batch of one.

@@ -52,7 +52,8 @@ pub struct Speed {
 }
 
 pub(super) fn speed(model: &Path) -> Result<Speed> {
-    let settings = generate::SpeedSettings { prompt_tokens: 128, generate_tokens: 32, runs: 3 };
+    let settings =
+        generate::SpeedSettings { prompt_tokens: 128, generate_tokens: 32, runs: 3, batch_size: 1 };
     Ok(Speed { machine: Machine::here()?, figures: generate::speed(model, settings, &mut || Ok(()))? })
 }
 

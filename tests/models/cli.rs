@@ -109,6 +109,11 @@ fn bench_reports_its_measures_and_what_they_were_taken_with() {
     let version = report["machine"]["mlx"].as_str().unwrap();
     assert!(table.contains(version) && table.contains("cores") && table.contains("8 prompt tokens"));
     fail(&[&args[..args.len() - 1], &["0"]].concat(), 1);
+    let several = succeed(&[&args[..], &["--batch-size", "3", "--json"]].concat());
+    let several: Value = serde_json::from_str(&several).unwrap();
+    assert!(several["generation_tps"]["median"].as_f64().unwrap() > 0.0);
+    assert_eq!(several["batch_size"], 3);
+    fail(&[&args[..], &["--batch-size", "0"]].concat(), 1);
 }
 
 #[test]
@@ -177,4 +182,132 @@ fn a_bad_checkpoint_is_one_clear_error() {
     assert!(message_of(truncated).contains("model.safetensors"));
     let empty = tempfile::tempdir().unwrap();
     assert!(message_of(empty).contains("config.json"));
+}
+
+/// The bundled checkpoint, which has a tokenizer.
+fn bundled() -> String {
+    format!("{}/assets/tiny-qwen3", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn generate(dir: &str, extra: &[&str]) -> Value {
+    serde_json::from_str(&succeed(&[&["generate", "--model", dir, "--json"], extra].concat())).unwrap()
+}
+
+#[test]
+fn generate_takes_every_setting() {
+    let dir = bundled();
+    let prompt = ["--prompt", "Once upon", "--raw", "--ignore-eos", "--max-tokens", "24"];
+    let run = |extra: &[&str]| generate(&dir, &[&prompt[..], extra].concat());
+    let plain = run(&[]);
+    let text = plain["text"].as_str().unwrap();
+    for guesses in [&["--prompt-lookup"][..], &["--draft-model", &dir, "--num-draft-tokens", "4"]] {
+        let report = run(guesses);
+        assert_eq!(report["tokens"], plain["tokens"], "{guesses:?}");
+        assert!(report["accepted_tokens"].as_u64() <= report["draft_tokens"].as_u64());
+    }
+    let hot = ["--temp", "1.2", "--top-p", "0.9", "--top-k", "30", "--min-p", "0.01", "--seed", "7"];
+    let more = ["--repetition-penalty", "1.2", "--presence-penalty", "-0.1", "--frequency-penalty", "0.1"];
+    let xtc = ["--xtc-probability", "0.5", "--xtc-threshold", "0.1", "--logit-bias", "5:-3.5,9:1"];
+    let all = [&hot[..], &more, &xtc].concat();
+    assert_eq!(run(&all)["tokens"], run(&all)["tokens"]);
+    assert_ne!(run(&all)["tokens"], plain["tokens"]);
+    let middle: Vec<char> = text.chars().collect();
+    let stop: String = middle[middle.len() / 2..middle.len() / 2 + 3].iter().collect();
+    let stopped = run(&["--stop", "nowhere in it", "--stop", &stop]);
+    assert_eq!(stopped["text"].as_str().unwrap(), &text[..text.find(&stop).unwrap()]);
+    assert_eq!(stopped["finish_reason"], "stop");
+    let quantized = run(&["--kv-bits", "8", "--kv-group-size", "32", "--quantized-kv-start", "0"]);
+    assert_eq!(quantized["generation_tokens"], 24);
+    assert_eq!(run(&["--max-kv-size", "9", "--prefill-step-size", "4"])["generation_tokens"], 24);
+    let args = ["generate", "--model", &dir, "--prompt", "x", "--kv-bits"];
+    fail(&[&args[..], &["7", "--quantized-kv-start", "0"]].concat(), 1);
+    fail(&["generate", "--model", &dir, "--prompt", "x", "--logit-bias", "5"], 2);
+}
+
+#[cfg(feature = "structured")]
+#[test]
+fn generate_holds_texts_to_grammars() {
+    let dir = bundled();
+    let tmp = tempfile::tempdir().unwrap();
+    let schema = tmp.path().join("schema.json");
+    fs::write(&schema, r#"{"type":"array","items":{"enum":[1,2]},"minItems":2,"maxItems":3}"#).unwrap();
+    let run = |grammar: [&str; 2]| {
+        let hot = ["--prompt", "x", "--raw", "--temp", "9", "--max-tokens", "60"];
+        generate(&dir, &[&hot[..], &grammar].concat())["text"].as_str().unwrap().to_owned()
+    };
+    let numbers: Vec<i32> = serde_json::from_str(&run(["--json-schema", text(&schema)])).unwrap();
+    assert!((2..=3).contains(&numbers.len()) && numbers.iter().all(|n| [1, 2].contains(n)));
+    assert!(["ab", "abb"].contains(&run(["--regex", "ab{1,2}"]).as_str()));
+    assert_eq!(run(["--grammar", "start: \"y\" \"es\""]), "yes");
+    fail(&["generate", "--model", &dir, "--prompt", "x", "--regex", "("], 1);
+}
+
+#[test]
+fn prompt_caches_are_made_and_used() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("prompt.safetensors");
+    let fixture = Fixture::load("qwen3_sliding");
+    let prompt: Vec<String> = fixture.prompt().iter().map(i32::to_string).collect();
+    let (dir, before, after) = (dir("qwen3_sliding"), prompt[..13].join(","), prompt[13..].join(","));
+    succeed(&["cache", "make", "--model", &dir, "--prompt-ids", &before, "--out", text(&file)]);
+    let info: Value = serde_json::from_str(&succeed(&["cache", "info", text(&file), "--json"])).unwrap();
+    assert_eq!((&info["tokens"], info["layers"].as_array().unwrap().len()), (&13.into(), 2));
+    assert!(succeed(&["cache", "info", text(&file)]).contains("RotatingKVCache at 13"));
+    let from = ["--prompt-ids", &after, "--max-tokens", "12", "--prompt-cache-file", text(&file)];
+    let report = generate(&dir, &from);
+    let tokens: Vec<i32> = serde_json::from_value(report["tokens"].clone()).unwrap();
+    assert_eq!(tokens, fixture.greedy);
+    assert_eq!((&report["prompt_tokens"], &report["cached_tokens"]), (&7.into(), &13.into()));
+    let other = ["generate", "--model", &bundled(), "--prompt-ids", "1", "--prompt-cache-file", text(&file)];
+    assert!(fail(&other, 1).contains("layers"));
+    fs::write(&file, "no").unwrap();
+    fail(&["cache", "info", text(&file)], 1);
+
+    // A text before the prompt, under a chat template: what is read is what would be read at once.
+    let (dir, file) = (bundled(), tmp.path().join("chat.safetensors"));
+    succeed(&["cache", "make", "--model", &dir, "--prompt", "One two. ", "--out", text(&file)]);
+    let once = generate(&dir, &["--prompt", "One two. Three?", "--max-tokens", "6"]);
+    let rest = ["--prompt", "Three?", "--max-tokens", "6", "--prompt-cache-file", text(&file)];
+    let rest = generate(&dir, &rest);
+    assert_eq!(rest["finish_reason"], once["finish_reason"]);
+    assert!(rest["prompt_tokens"].as_u64() < once["prompt_tokens"].as_u64());
+}
+
+#[test]
+fn perplexity_reads_a_file() {
+    let (dir, tmp) = (bundled(), tempfile::tempdir().unwrap());
+    let file = tmp.path().join("text.txt");
+    fs::write(&file, "Once upon a time there was a kernel. ".repeat(9)).unwrap();
+    let args = ["perplexity", "--model", &dir, "--file", text(&file), "--sequence-length", "16"];
+    let report: Value = serde_json::from_str(&succeed(&[&args[..], &["--json"]].concat())).unwrap();
+    assert!(report["perplexity"].as_f64().unwrap() > 1.0 && report["standard_error"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["tokens"].as_u64().unwrap(), report["samples"].as_u64().unwrap() * 15);
+    assert!(succeed(&args).starts_with("perplexity "));
+    fail(&["perplexity", "--model", &dir, "--file", text(&file)], 1);
+}
+
+#[test]
+fn chat_works_through_a_pipe() {
+    let (dir, tmp) = (bundled(), tempfile::tempdir().unwrap());
+    let file = tmp.path().join("chat.json");
+    let chat = |input: String| {
+        let mut command = Command::cargo_bin("mlxport").unwrap();
+        let output = command.args(["chat", "--model", &dir, "--max-tokens", "6"]).write_stdin(input);
+        output.output().unwrap()
+    };
+    let input = format!(
+        "/help\n\nhello\nand more\n/save {0}\n/reset\n/load {0}\n/undo\nand more\n/exit\nnot read\n",
+        text(&file)
+    );
+    let output = chat(input);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("/system") && !said.contains("not read"));
+    let saved: Vec<Value> = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let roles: Vec<&str> = saved.iter().map(|message| message["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
+    // The question that was undone is answered again, by a conversation that was partly read.
+    let answer = saved[3]["content"].as_str().unwrap();
+    assert_eq!(said.matches(&format!("{answer}\n")).count(), 2, "{said}");
+    assert_eq!(chat("/nothing\n".to_owned()).status.code(), Some(1));
 }

@@ -11,6 +11,8 @@ mod generation;
 mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
+mod perplexity;
+mod prompt_caches;
 mod recurrences;
 mod sampling;
 #[cfg(feature = "structured")]

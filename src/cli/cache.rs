@@ -1,0 +1,106 @@
+//! `mlxport cache`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::prompt::{Prompt, Template};
+use super::settings::CacheArgs;
+use super::{Outcome, check_interrupt, print, print_json};
+use crate::array::Dtype;
+use crate::cache::Cache;
+use crate::error::Error;
+use crate::generate::{Options, Tokens};
+use crate::models;
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Reads a prompt and writes what the model remembers of it, as mlx-lm does
+    Make(Box<MakeArgs>),
+    /// Shows what is in such a file
+    Info(InfoArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct MakeArgs {
+    /// Directory of the checkpoint, or its Hugging Face id
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    prompt: Prompt,
+    /// Read the prompt as it is, also where the checkpoint has a chat template
+    #[arg(long)]
+    raw: bool,
+    /// The file, which ends in .safetensors
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Compute in this floating dtype
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+#[derive(clap::Args)]
+pub(super) struct InfoArgs {
+    /// The file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    tokens: i32,
+    bytes: usize,
+    layers: Vec<String>,
+    metadata: BTreeMap<String, String>,
+}
+
+pub(super) fn run(command: &Command) -> Outcome {
+    match command {
+        Command::Make(args) => make(args),
+        Command::Info(args) => info(args),
+    }
+}
+
+fn make(args: &MakeArgs) -> Outcome {
+    let template = if args.raw { Template::Raw } else { Template::Begin };
+    let (_, prompt) = args.prompt.read(&args.model, template, None)?;
+    let mut model = models::load(&args.model)?;
+    if let Some(dtype) = args.dtype {
+        if !dtype.is_floating() {
+            return Err(Error::argument("dtype", format!("{dtype} is not a floating-point dtype")).into());
+        }
+        model.set_dtype(dtype)?;
+    }
+    let mut cache = args.cache.make_cache(&*model)?;
+    let options = Options {
+        max_tokens: 1,
+        prefill_step: args.cache.prefill_step(),
+        kv_quantization: args.cache.kv_quantization(),
+        ..Options::default()
+    };
+    let mut tokens = Tokens::new(&*model, &mut cache, &prompt, options)?.on_prefill(|_, _| check_interrupt());
+    tokens.next().transpose()?;
+    drop(tokens);
+    let metadata = BTreeMap::from([("model".to_owned(), args.model.display().to_string())]);
+    cache.save(&args.out, &metadata)?;
+    print(format_args!("{} tokens, {} bytes\n", prompt.len(), cache.nbytes()))
+}
+
+fn info(args: &InfoArgs) -> Outcome {
+    let (cache, metadata) = Cache::load(&args.file)?;
+    let report = Report { tokens: cache.offset(), bytes: cache.nbytes(), layers: cache.describe(), metadata };
+    if args.json {
+        return print_json(&report);
+    }
+    print(format_args!("{} tokens, {} bytes\n", report.tokens, report.bytes))?;
+    for (i, layer) in report.layers.iter().enumerate() {
+        print(format_args!("{i}: {layer}\n"))?;
+    }
+    report.metadata.iter().try_for_each(|(key, value)| print(format_args!("{key}: {value}\n")))
+}
