@@ -50,6 +50,24 @@ pub trait LanguageModel: Module + std::fmt::Debug {
     fn vocab_size(&self) -> i32;
 }
 
+impl<M: LanguageModel + ?Sized> LanguageModel for Box<M> {
+    fn embed(&self, tokens: &Array) -> Result<Array> {
+        (**self).embed(tokens)
+    }
+    fn forward_embeddings(&self, embeddings: &Array, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        (**self).forward_embeddings(embeddings, tokens, cache)
+    }
+    fn make_cache(&self) -> Cache {
+        (**self).make_cache()
+    }
+    fn num_layers(&self) -> usize {
+        (**self).num_layers()
+    }
+    fn vocab_size(&self) -> i32 {
+        (**self).vocab_size()
+    }
+}
+
 /// Fails unless all `tokens` are in the vocabulary of `model`.
 pub fn check_tokens(model: &dyn LanguageModel, tokens: &[i32]) -> Result<()> {
     let size = model.vocab_size();

@@ -4,7 +4,7 @@ use super::Module;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::{fast, parameters};
+use crate::{fast, ops, parameters};
 
 /// Root-mean-square normalisation over the last axis; see [`fast::rms_norm`].
 #[derive(Debug, Clone)]
@@ -70,8 +70,8 @@ pub enum Norm {
     Rms(RmsNorm),
     /// [`LayerNorm`].
     Layer(LayerNorm),
-    /// [`RmsNorm`] whose factor is `1 + weight` (Gemma).
-    Shifted(RmsNorm),
+    /// [`LayerNorm`] of `[batch, heads, length, head_dim]`, whose weight is `[heads, head_dim]` (Cohere).
+    PerHead(LayerNorm),
     /// Root-mean-square normalisation without a weight.
     Plain {
         /// Added to the mean square.
@@ -85,7 +85,10 @@ impl Norm {
         match self {
             Norm::Rms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
-            Norm::Shifted(norm) => fast::rms_norm(x, Some(&(&norm.weight + 1)?), norm.eps),
+            Norm::PerHead(norm) => {
+                let x = fast::layer_norm(x, None, None, norm.eps)?;
+                norm.weight.as_ref().map_or(Ok(x.clone()), |weight| x * ops::expand_dims(weight, 1)?)
+            }
             Norm::Plain { eps } => fast::rms_norm(x, None, *eps),
         }
     }
@@ -106,15 +109,15 @@ impl From<LayerNorm> for Norm {
 impl Module for Norm {
     fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Array)) {
         match self {
-            Norm::Rms(norm) | Norm::Shifted(norm) => norm.visit(path, f),
-            Norm::Layer(norm) => norm.visit(path, f),
+            Norm::Rms(norm) => norm.visit(path, f),
+            Norm::Layer(norm) | Norm::PerHead(norm) => norm.visit(path, f),
             Norm::Plain { .. } => {}
         }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         match self {
-            Norm::Rms(norm) | Norm::Shifted(norm) => norm.visit_mut(path, f),
-            Norm::Layer(norm) => norm.visit_mut(path, f),
+            Norm::Rms(norm) => norm.visit_mut(path, f),
+            Norm::Layer(norm) | Norm::PerHead(norm) => norm.visit_mut(path, f),
             Norm::Plain { .. } => {}
         }
     }
@@ -128,7 +131,7 @@ impl Weights {
 
     /// The RMS norm `name`, whose factor is `1 + weight`.
     pub fn shifted_norm(&self, name: &str, dims: i32, eps: f32) -> Result<Norm> {
-        Ok(Norm::Shifted(self.rms_norm(name, dims, eps)?))
+        Ok(Norm::Rms(self.rms_norm(name, dims, eps)?.plus_one()))
     }
 
     /// The layer norm `name` of so many features, with a weight and a bias where the checkpoint has them.

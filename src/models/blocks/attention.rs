@@ -7,7 +7,7 @@ use crate::array::{Array, Dtype};
 use crate::cache::{KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Module, Norm, Rope, join};
+use crate::nn::{Linear, Module, Norm, QueryGrowth, Rope, join};
 use crate::ops::Quantized;
 use crate::{fast, ops};
 
@@ -88,6 +88,8 @@ pub struct Attention {
     pub v_norm: Option<Norm>,
     /// Where [`soft_cap`] bends the scores.
     pub cap: Option<f32>,
+    /// How the queries grow with their position.
+    pub growth: Option<QueryGrowth>,
     /// `None` for a layer without rotary positions.
     pub rope: Option<Rope>,
     /// Query heads.
@@ -155,6 +157,7 @@ impl Attention {
             norms_all_heads: false,
             v_norm: None,
             cap: None,
+            growth: None,
             rope: None,
             heads,
             kv_heads,
@@ -214,6 +217,10 @@ impl Attention {
         let (offset, expected) = (cache.offset(), masks.expected());
         let queries = self.place(queries, self.q_norm.as_ref(), &offset, expected)?;
         let keys = self.place(keys, self.k_norm.as_ref(), &offset, expected)?;
+        let queries = match &self.growth {
+            Some(growth) => (&queries * growth.factors(&offset, masks.length(), queries.dtype())?)?,
+            None => queries,
+        };
         let values = self.v_norm.as_ref().map_or(Ok(values.clone()), |norm| norm.forward(&values))?;
         let seen = cache.update(&keys, &values)?;
         merge_heads(&match self.cap {

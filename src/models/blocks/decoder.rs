@@ -1,5 +1,8 @@
 //! The frame of a language model: embeddings, layers, a norm, a head.
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
 use crate::array::Array;
 use crate::cache::{Cache, LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
@@ -349,6 +352,19 @@ pub struct TextPart<M> {
 }
 
 parameters!(<M: LanguageModel> TextPart<M> { language_model });
+
+/// The config of a model with other parts: that of its language model is under `text_config`, or in old
+/// files at the top.
+#[derive(Debug, Clone)]
+pub struct TextConfig<A>(pub A);
+
+impl<'de, A: DeserializeOwned> Deserialize<'de> for TextConfig<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut whole = serde_json::Value::deserialize(deserializer)?;
+        let text = whole.get_mut("text_config").filter(|text| text.is_object()).map(serde_json::Value::take);
+        serde_json::from_value(text.unwrap_or(whole)).map(Self).map_err(serde::de::Error::custom)
+    }
+}
 
 /// The rules of a [`TextPart`] whose language model has the rules `inner`: its weights may be under
 /// `language_model.model`, `model.language_model` or `model`, and those of the other `parts` go.

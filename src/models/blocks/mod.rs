@@ -15,10 +15,12 @@ mod mamba2;
 mod mlp;
 mod moe;
 mod per_layer;
+mod per_layer_embeddings;
 mod query_gated_attention;
 mod router;
 pub mod sandwich;
 mod selective_scan;
+mod shared_attention;
 mod switch;
 mod wkv;
 
@@ -27,8 +29,8 @@ pub use attention::{
 };
 pub use causal_conv::{CausalConv, unpadded};
 pub use decoder::{
-    Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextPart,
-    text_rules,
+    Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextConfig,
+    TextPart, text_rules,
 };
 pub use delta_attention::{DeltaAttention, DeltaSizes, Inputs};
 pub use gated_attention::GatedAttention;
@@ -42,9 +44,11 @@ pub use mamba2::{GroupedRmsNorm, Mamba2, Mamba2Sizes};
 pub use mlp::{Mlp, MlpNames, MlpType, PlainMlp};
 pub use moe::{Moe, MoeNames};
 pub use per_layer::PerLayer;
+pub use per_layer_embeddings::PerLayerEmbeddings;
 pub use query_gated_attention::QueryGatedAttention;
 pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use sandwich::{Sandwich, add_finite};
 pub use selective_scan::{diagonal_scan, selective_scan};
+pub use shared_attention::{Seen, SharedAttention, sources};
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};
 pub use wkv::wkv;

@@ -1,13 +1,14 @@
 //! Llama, and what is built as it is: Mistral, IQuestCoder, XVERSE, InternLM3, TeleChat3, MiMo, Seed-OSS,
 //! with neighbouring dimensions in pairs Helium and ERNIE 4.5, and SmolLM3, some layers of which have no
-//! positions.
+//! positions; Ministral 3, whose queries grow with their position, and Granite, which scales what goes
+//! from part to part.
 
 use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, LayerType, Mlp, Names};
+use crate::models::blocks::{Attention, Block, Decoder, LayerType, LogitsScale, Mlp, Names};
 use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
@@ -33,6 +34,12 @@ pub struct Args {
     no_rope_layers: Option<Vec<u8>>,
     /// By default the last of so many layers does not.
     no_rope_layer_interval: Option<usize>,
+    embedding_multiplier: Option<f32>,
+    /// Of the scores; by default `head_dim^-1/2`.
+    attention_multiplier: Option<f32>,
+    residual_multiplier: Option<f32>,
+    /// What the logits are divided by.
+    logits_scaling: Option<f32>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -49,6 +56,7 @@ impl Args {
             .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
             .layer_types(self.num_hidden_layers, self.no_rope_layers.as_deref())
             .eps("rms_norm_eps", self.rms_norm_eps)
+            .eps("logits_scaling", self.logits_scaling.unwrap_or(1.0))
             .done()
     }
 
@@ -99,23 +107,37 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
     let layers = args.num_hidden_layers;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], args.tie_word_embeddings, norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, i, &w.pp("self_attn"))?,
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
-    })
+    let model = Decoder::new(
+        w,
+        Names::LLAMA,
+        [args.vocab_size, dims],
+        args.tie_word_embeddings,
+        norm,
+        layers,
+        |i, w| {
+            let block = Block::new(
+                attention(args, i, &w.pp("self_attn"))?,
+                Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
+                w.rms_norm("input_layernorm", dims, eps)?,
+                w.rms_norm("post_attention_layernorm", dims, eps)?,
+            );
+            Ok(Block { residual_scale: args.residual_multiplier, ..block })
+        },
+    )?;
+    let logits = LogitsScale { factor: args.logits_scaling.map(f32::recip), ..LogitsScale::default() };
+    Ok(Decoder { embed_scale: args.embedding_multiplier, logits, ..model })
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
     let mut rope = args.rope.clone();
     rope.rope_traditional |= matches!(args.model_type.as_str(), "ernie4_5" | "helium");
+    let attention = Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?;
     Ok(Attention {
         rope: args.has_rope(layer).then(|| Rope::new(head_dim, &rope, 10_000.0)).transpose()?,
         window: args.window(layer),
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+        growth: rope.query_growth()?,
+        scale: args.attention_multiplier.unwrap_or(attention.scale),
+        ..attention
     })
 }
