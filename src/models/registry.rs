@@ -58,7 +58,6 @@ macro_rules! models {
 }
 
 models! {
-    "Klear" => lm::klear;
     "afmoe" => lm::afmoe;
     "apertus" => lm::apertus;
     "bailing_hybrid" | "bailing_moe_v3" => lm::bailing_hybrid;
@@ -98,14 +97,14 @@ models! {
     "kimi_k25" | "kimi_vl" => lm::kimi_k25;
     "kimi_k3" => lm::kimi_k3;
     "kimi_linear" => lm::kimi_linear;
+    "Klear" => lm::klear;
     "laguna" => lm::laguna;
     "lfm2" | "lfm2_moe" => lm::lfm2;
     "lfm2-vl" | "lfm2_vl" => lm::lfm2_vl;
     "lille-130m" => lm::lille_130m;
-    "llama" | "ernie4_5" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
+    "llama" | "ernie4_5" | "granite" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "ministral3" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
     "longcat_flash" => lm::longcat_flash;
     "longcat_flash_ngram" => lm::longcat_flash_ngram;
-    "llama" | "ernie4_5" | "granite" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "ministral3" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
     "mamba" | "falcon_mamba" => lm::mamba;
     "mamba2" => lm::mamba2;
     "mimo_v2_flash" => lm::mimo_v2_flash;
@@ -120,8 +119,8 @@ models! {
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
-    "nemotron-nas" => lm::nemotron_nas;
     "nemotron_h" => lm::nemotron_h;
+    "nemotron-nas" => lm::nemotron_nas;
     "olmo2" | "olmo3" => lm::olmo2;
     "olmo_hybrid" => lm::olmo_hybrid;
     "phi" => lm::phi;
