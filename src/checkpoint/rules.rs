@@ -107,6 +107,13 @@ pub enum Rule {
         /// Along which axis.
         axis: i32,
     },
+    /// Every element times a number that is not 0. Backwards it is exact but for rounding.
+    Scale {
+        /// The keys.
+        key: String,
+        /// The number.
+        value: f32,
+    },
     /// Rules for one of several layouts.
     When {
         /// What marks the layout: the rules apply if a key matches.
@@ -267,6 +274,7 @@ impl Rules {
                 | Rule::Transpose { key, .. }
                 | Rule::Reshape { key, .. }
                 | Rule::Add { key, .. }
+                | Rule::Scale { key, .. }
                 | Rule::Normalize { key, .. }
                 | Rule::Cast { key, .. }
                 | Rule::View { key, .. } => put(key),
@@ -279,6 +287,11 @@ impl Rules {
             rule
         };
         Self(self.0.into_iter().map(place).collect())
+    }
+
+    /// And [`Rule::Scale`].
+    pub fn scale(self, key: &str, value: f32) -> Self {
+        self.and(Rule::Scale { key: key.into(), value })
     }
 
     /// And [`Rule::When`].
@@ -344,6 +357,7 @@ impl Plan {
             Rule::Transpose { key, axes } => (Transform::Transpose { axes: axes.clone() }, self.same(key)),
             Rule::Reshape { key, shape } => (Transform::Reshape { shape: shape.clone() }, self.same(key)),
             Rule::Add { key, value } => (Transform::Add { value: *value }, self.same(key)),
+            Rule::Scale { key, value } => (Transform::Scale { value: *value }, self.same(key)),
             Rule::Normalize { key, axis } => (Transform::Normalize { axis: *axis }, self.same(key)),
             Rule::Cast { key, dtype } => (Transform::Cast { dtype: *dtype }, self.same(key)),
             Rule::View { key, dtype } => (Transform::View { dtype: *dtype }, self.same(key)),

@@ -29,6 +29,8 @@ pub(super) enum Transform {
     Reshape { shape: Vec<i32> },
     /// A number added to every element.
     Add { value: f32 },
+    /// Every element times a number.
+    Scale { value: f32 },
     /// Divided by the norm along an axis.
     Normalize { axis: i32 },
     /// Another dtype.
@@ -57,14 +59,18 @@ impl Transform {
             return Err(Error::Dtype { op: OP, expected: *dtype, found: *other });
         }
         let out = match self {
-            Transform::Add { .. } | Transform::Normalize { .. } if !dtype.is_floating() => {
+            Transform::Add { .. } | Transform::Scale { .. } | Transform::Normalize { .. }
+                if !dtype.is_floating() =>
+            {
                 return fail(format!("only floating point is added to and normalised, not {dtype}"));
             }
             Transform::Normalize { axis } => {
                 *axis = positive_axis(*axis, shape.len())?;
                 vec![shape.clone()]
             }
-            Transform::Rename | Transform::Tie | Transform::Add { .. } => vec![shape.clone()],
+            Transform::Rename | Transform::Tie | Transform::Add { .. } | Transform::Scale { .. } => {
+                vec![shape.clone()]
+            }
             Transform::Cast { dtype } => return Ok(vec![(shape.clone(), *dtype)]),
             Transform::Split { axis, sizes } => {
                 *axis = positive_axis(*axis, shape.len())?;
@@ -152,6 +158,7 @@ impl Transform {
             Transform::Transpose { axes } => ops::transpose(first, axes.as_slice())?,
             Transform::Reshape { shape } => ops::reshape(first, shape)?,
             Transform::Add { value } => ops::add(first, *value)?,
+            Transform::Scale { value } => ops::multiply(first, *value)?,
             Transform::Normalize { axis } => {
                 let wide = ops::astype(first, Dtype::Float32)?;
                 let norm = (ops::sqrt(&ops::sum(&ops::square(&wide)?, *axis, true)?)? + 1e-7)?;
@@ -196,6 +203,7 @@ impl Transform {
             }
             Transform::Reshape { .. } => ops::reshape(first, shape)?,
             Transform::Add { value } => ops::subtract(first, *value)?,
+            Transform::Scale { value } => ops::divide(first, *value)?,
             Transform::Cast { .. } => ops::astype(first, *dtype)?,
             Transform::View { .. } => ops::view(&ops::contiguous(first, false)?, *dtype)?,
             Transform::Deal { axis, .. } => {
@@ -218,6 +226,7 @@ impl fmt::Display for Transform {
             Transform::Transpose { axes } => write!(f, "transpose {axes:?}"),
             Transform::Reshape { shape } => write!(f, "reshape {shape:?}"),
             Transform::Add { value } => write!(f, "add {value}"),
+            Transform::Scale { value } => write!(f, "scale by {value}"),
             Transform::Normalize { axis } => write!(f, "normalize along {axis}"),
             Transform::Cast { dtype } => write!(f, "cast to {dtype}"),
             Transform::View { dtype } => write!(f, "view as {dtype}"),

@@ -74,6 +74,7 @@ models! {
     "exaone4" => lm::exaone4;
     "exaone_moe" => lm::exaone_moe;
     "gear" => lm::gear;
+    "falcon_h1" => lm::falcon_h1;
     "gemma" => lm::gemma;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;

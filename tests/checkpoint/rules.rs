@@ -164,6 +164,14 @@ fn a_sum_and_a_cast_keep_the_name() {
 }
 
 #[test]
+fn a_factor_is_taken_back() {
+    let arrays = counting(&[("a.weight", &[3])]);
+    let (map, weights) = round_trip(&Rules::new().scale("a.weight", 0.5), &arrays);
+    assert_eq!(values(&weights["a.weight"]), [0., 0.5, 1.]);
+    assert_eq!(map.rows().next().unwrap().transforms, ["scale by 0.5"]);
+}
+
+#[test]
 fn rules_for_a_layout_wait_for_its_mark() {
     let rules = Rules::new().when("*.conv1d.weight [_, 1, _]", Rules::new().add("norm.weight", 1.0));
     let norm_beside = |conv: &[i32]| {

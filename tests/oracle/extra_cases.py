@@ -44,6 +44,9 @@ case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in s
 case("qwen2_vl__as_qwen2_5_vl", "model_type qwen2_5_vl is read as qwen2_vl", cases.text("qwen2_5_vl", cases.qwen2_vl_text))
 case("gemma4__as_gemma4_unified", "model_type gemma4_unified is read as gemma4", cases.text("gemma4_unified", cases.gemma4_text))
 
+falcon_h1 = base("falcon_h1", head_dim=16, mamba_n_heads=4, mamba_d_head=24, mamba_d_ssm=96, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=1, mamba_rms_norm=True, tie_word_embeddings=True)
+case("falcon_h1", "Mamba 2 beside attention, gated norm, tied", falcon_h1)
+case("falcon_h1__no_norm", "no norm behind the gate, two groups, untied", falcon_h1 | dict(mamba_rms_norm=False, mamba_n_groups=2, tie_word_embeddings=False))
 granite4 = base("granitemoehybrid", num_hidden_layers=3, layer_types=["mamba", "attention", "mamba"], embedding_multiplier=2.0, attention_multiplier=0.2, logits_scaling=1.5, residual_multiplier=0.7, shared_intermediate_size=96, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=1, mamba_conv_bias=True, mamba_proj_bias=False, attention_bias=False, position_embedding_type="nope", tie_word_embeddings=True)
 case("granitemoehybrid", "Mamba 2 and attention without rope, dense", granite4)
 case("granitemoehybrid__moe", "experts and a layer for all tokens, rope, untied", granite4 | dict(num_local_experts=4, num_experts_per_tok=2, position_embedding_type="rope", tie_word_embeddings=False))
