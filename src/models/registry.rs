@@ -73,8 +73,8 @@ models! {
     "exaone" => lm::exaone;
     "exaone4" => lm::exaone4;
     "exaone_moe" => lm::exaone_moe;
-    "gear" => lm::gear;
     "falcon_h1" => lm::falcon_h1;
+    "gear" => lm::gear;
     "gemma" => lm::gemma;
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
