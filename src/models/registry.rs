@@ -58,6 +58,7 @@ macro_rules! models {
 }
 
 models! {
+    "afm7" => lm::afm7;
     "afmoe" => lm::afmoe;
     "apertus" => lm::apertus;
     "bailing_hybrid" | "bailing_moe_v3" => lm::bailing_hybrid;
@@ -124,11 +125,13 @@ models! {
     "nemotron-nas" => lm::nemotron_nas;
     "olmo2" | "olmo3" => lm::olmo2;
     "olmo_hybrid" => lm::olmo_hybrid;
+    "openelm" => lm::openelm;
     "phi" => lm::phi;
     "phi3" => lm::phi3;
     "phimoe" => lm::phimoe;
     "phixtral" | "phi-msft" => lm::phixtral;
     "plamo" => lm::plamo;
+    "plamo3" => lm::plamo3;
     "qwen" => lm::qwen;
     "qwen2" => lm::qwen2;
     "qwen2_vl" | "qwen2_5_vl" => lm::qwen2_vl;

@@ -43,6 +43,8 @@ case("step3p5", "head gates, heads and ropes by layer, limited SwiGLU", step3p5)
 case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in step3p5.items() if k not in ("layer_types", "yarn_only_types", "rope_scaling", "partial_rotary_factors", "attention_other_setting", "moe_layers_enum", "swiglu_limits", "swiglu_limits_shared")} | dict(num_hidden_layers=3, rope_theta=10000.0, use_head_wise_attn_gate=False))
 case("qwen2_vl__as_qwen2_5_vl", "model_type qwen2_5_vl is read as qwen2_vl", cases.text("qwen2_5_vl", cases.qwen2_vl_text))
 case("gemma4__as_gemma4_unified", "model_type gemma4_unified is read as gemma4", cases.text("gemma4_unified", cases.gemma4_text))
+case("openelm", "layers of different widths, q/k norms, tied", dict(model_type="openelm", head_dim=16, num_transformer_layers=3, model_dim=64, vocab_size=300, ffn_dim_divisor=16, num_query_heads=[4, 4, 8], num_kv_heads=[2, 2, 4], ffn_multipliers=[0.5, 1.0, 1.6]))
+case("openelm__untied", "an untied head, no q/k norms", dict(model_type="openelm", head_dim=16, num_transformer_layers=2, model_dim=64, vocab_size=300, ffn_dim_divisor=16, num_query_heads=[4, 2], num_kv_heads=[1, 2], ffn_multipliers=[0.7, 1.3], normalize_qk_projections=False, share_input_output_layers=False))
 
 falcon_h1 = base("falcon_h1", head_dim=16, mamba_n_heads=4, mamba_d_head=24, mamba_d_ssm=96, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=1, mamba_rms_norm=True, tie_word_embeddings=True)
 case("falcon_h1", "Mamba 2 beside attention, gated norm, tied", falcon_h1)

@@ -1,0 +1,171 @@
+//! PLaMo 3: norms on both sides of each branch, whose factors have their own offsets, and windows in all
+//! but every so many-th layer.
+
+use serde::Deserialize;
+
+use crate::array::Array;
+use crate::cache::{LayerCache, Masks};
+use crate::checkpoint::{Rules, Weights};
+use crate::error::Result;
+use crate::models::blocks::{
+    Attention, AttentionNames, Decoder, DecoderLayer, FeedForward, Mixer, Mlp, Names, Qkv,
+};
+use crate::models::{Checks, stage};
+use crate::nn::activations::Activation;
+use crate::nn::{Rope, RopeConfig};
+use crate::{fast, parameters};
+
+/// The config.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Args {
+    hidden_size: i32,
+    num_hidden_layers: usize,
+    intermediate_size: i32,
+    num_attention_heads: i32,
+    num_key_value_heads: i32,
+    head_dim: i32,
+    rms_norm_eps: f32,
+    vocab_size: i32,
+    tie_word_embeddings: bool,
+    window_size: i32,
+    sliding_window: Option<i32>,
+    sliding_window_pattern: usize,
+    rope_theta: f64,
+    rope_local_theta: f64,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            hidden_size: 4096,
+            num_hidden_layers: 32,
+            intermediate_size: 13_312,
+            num_attention_heads: 32,
+            num_key_value_heads: 4,
+            head_dim: 128,
+            rms_norm_eps: 1e-6,
+            vocab_size: 32_000,
+            tie_word_embeddings: true,
+            window_size: 2048,
+            sliding_window: None,
+            sliding_window_pattern: 8,
+            rope_theta: 1e6,
+            rope_local_theta: 1e4,
+        }
+    }
+}
+
+impl Args {
+    /// Fails for sizes that no model has.
+    pub fn check(&self) -> Result<()> {
+        let head_dim = Some(self.head_dim);
+        Checks::new("plamo3")
+            .size("hidden_size", self.hidden_size)
+            .size("intermediate_size", self.intermediate_size)
+            .size("vocab_size", self.vocab_size)
+            .size("window_size", self.window())
+            .that(self.sliding_window_pattern > 0, || "`sliding_window_pattern` is 0".into())
+            .heads(self.num_attention_heads, self.num_key_value_heads, head_dim, self.hidden_size)
+            .eps("rms_norm_eps", self.rms_norm_eps)
+            .done()
+    }
+
+    fn window(&self) -> i32 {
+        self.sliding_window.unwrap_or(self.window_size)
+    }
+
+    fn sees_all(&self, layer: usize) -> bool {
+        (layer + 1) % self.sliding_window_pattern == 0
+    }
+}
+
+/// How the names of a checkpoint become the model's.
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new();
+    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+}
+
+/// An RMS norm whose factor is `weight + offset`.
+#[derive(Debug)]
+struct OffsetNorm {
+    weight: Array,
+    offset: f32,
+    eps: f32,
+}
+
+parameters!(OffsetNorm { weight });
+
+impl OffsetNorm {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        fast::rms_norm(x, Some(&(&self.weight + self.offset)?), self.eps)
+    }
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct Block {
+    mixer: Attention,
+    mlp: Mlp,
+    pre_mixer_norm: OffsetNorm,
+    post_mixer_norm: OffsetNorm,
+    pre_mlp_norm: OffsetNorm,
+    post_mlp_norm: OffsetNorm,
+    /// How many positions the memory has.
+    window: Option<i32>,
+}
+
+parameters!(Block { mixer, mlp, pre_mixer_norm, post_mixer_norm, pre_mlp_norm, post_mlp_norm });
+
+impl DecoderLayer for Block {
+    fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        let normed = self.pre_mixer_norm.forward(x)?;
+        let mixed = stage("mixer", || self.mixer.forward(&normed, masks, cache))?;
+        let h = (x + self.post_mixer_norm.forward(&mixed)?)?;
+        let normed = self.pre_mlp_norm.forward(&h)?;
+        let fed = stage("mlp", || self.mlp.forward(&normed))?;
+        h + self.post_mlp_norm.forward(&fed)?
+    }
+
+    fn make_cache(&self) -> Option<LayerCache> {
+        Some(LayerCache::window(self.window))
+    }
+}
+
+/// The model.
+pub type Model = Decoder<Block>;
+
+/// Reads the weights that `args` call for.
+pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    args.check()?;
+    let (dims, eps, head_dim) = (args.hidden_size, args.rms_norm_eps, args.head_dim);
+    let names = Names { layers: "model.layers.layers", ..Names::LLAMA };
+    let norm = |name: &str| w.shifted_norm(name, dims, eps);
+    let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
+    Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, |i, w| {
+        let norm = |name: &str, offset: f32| -> Result<OffsetNorm> {
+            Ok(OffsetNorm { weight: w.pp(name).get_shaped("weight", &[dims])?, offset, eps })
+        };
+        let at = w.pp("mixer");
+        let theta = if args.sees_all(i) { args.rope_theta } else { args.rope_local_theta };
+        let window = Some(args.window()).filter(|_| !args.sees_all(i));
+        let sizes = [args.num_attention_heads, args.num_key_value_heads, head_dim];
+        let attention = AttentionNames::fused("qkv_proj", "o_proj");
+        Ok(Block {
+            mixer: Attention {
+                q_norm: Some(at.shifted_norm("q_norm", head_dim, eps)?),
+                k_norm: Some(at.shifted_norm("k_norm", head_dim, eps)?),
+                rope: Some(Rope::new(head_dim, &RopeConfig::default(), theta)?),
+                // Positions that come together see one more than the memory keeps.
+                window: window.map(|window| window.saturating_add(1)),
+                ..Attention::fused(&at, attention, Qkv::Joined, dims, sizes)?
+            },
+            mlp: Mlp::fused(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?,
+            pre_mixer_norm: norm("pre_mixer_norm", 1.0)?,
+            post_mixer_norm: norm("post_mixer_norm", 0.2)?,
+            pre_mlp_norm: norm("pre_mlp_norm", 1.0)?,
+            post_mlp_norm: norm("post_mlp_norm", 5f32.powf(-1.5))?,
+            window,
+        })
+    })
+}
