@@ -41,11 +41,8 @@ case("hunyuan__lists", "sizes by layer, no sharing", hunyuan | dict(num_hidden_l
 step3p5 = base("step3p5", num_hidden_layers=4, num_attention_groups=2, head_dim=24, sliding_window=8, layer_types=[FULL, SLIDE, FULL, SLIDE], yarn_only_types=[FULL], rope_scaling=dict(YARN, rope_type="yarn"), rope_theta=[500000.0, 10000.0, 500000.0, 10000.0], partial_rotary_factors=[0.5, 1.0, 0.5, 1.0], attention_other_setting=dict(num_attention_heads=8, num_attention_groups=4), moe_num_experts=4, moe_top_k=2, moe_intermediate_size=48, share_expert_dim=40, moe_layers_enum="1,2,3", swiglu_limits=[0.0, 0.0, 1.0, 2.0], swiglu_limits_shared=[0.5, 0.0, 1.0, 0.0])
 case("step3p5", "head gates, heads and ropes by layer, limited SwiGLU", step3p5)
 case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in step3p5.items() if k not in ("layer_types", "yarn_only_types", "rope_scaling", "partial_rotary_factors", "attention_other_setting", "moe_layers_enum", "swiglu_limits", "swiglu_limits_shared")} | dict(num_hidden_layers=3, rope_theta=10000.0, use_head_wise_attn_gate=False))
-<<<<<<< HEAD
 case("qwen2_vl__as_qwen2_5_vl", "model_type qwen2_5_vl is read as qwen2_vl", cases.text("qwen2_5_vl", cases.qwen2_vl_text))
 case("gemma4__as_gemma4_unified", "model_type gemma4_unified is read as gemma4", cases.text("gemma4_unified", cases.gemma4_text))
-=======
->>>>>>> 58db52c (Repair the list of further cases)
 case("openelm", "layers of different widths, q/k norms, tied", dict(model_type="openelm", head_dim=16, num_transformer_layers=3, model_dim=64, vocab_size=300, ffn_dim_divisor=16, num_query_heads=[4, 4, 8], num_kv_heads=[2, 2, 4], ffn_multipliers=[0.5, 1.0, 1.6]))
 case("openelm__untied", "an untied head, no q/k norms", dict(model_type="openelm", head_dim=16, num_transformer_layers=2, model_dim=64, vocab_size=300, ffn_dim_divisor=16, num_query_heads=[4, 2], num_kv_heads=[1, 2], ffn_multipliers=[0.7, 1.3], normalize_qk_projections=False, share_input_output_layers=False))
 
