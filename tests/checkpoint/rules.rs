@@ -183,6 +183,23 @@ fn rules_for_a_layout_wait_for_its_mark() {
 }
 
 #[test]
+fn columns_are_divided_by_their_norms() {
+    let weight = Array::from_slice(&[3f32, 0., 4., 5.], &[2, 2]).unwrap();
+    let arrays = Arrays::from([("head.weight".to_owned(), weight)]);
+    let rules = Rules::new().normalize("head.weight [_, 2]", 0);
+    let (map, weights) = apply(&rules, &arrays);
+    for (found, expected) in values(&weights["head.weight"]).iter().zip([0.6, 0., 0.8, 1.]) {
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
+    assert_eq!(map.rows().next().unwrap().transforms, ["normalize along 0"]);
+    let back = map.backwards(&from(&weights)).unwrap();
+    assert_eq!(host(&back), host(&weights));
+    let codes = Arrays::from([("head.weight".to_owned(), Array::from_slice(&[1u32, 2], &[1, 2]).unwrap())]);
+    let error = rules.plan(&infos(&codes)).unwrap_err().to_string();
+    assert!(error.contains("normalised, not uint32"), "{error}");
+}
+
+#[test]
 fn what_is_tied_has_two_names() {
     let arrays = counting(&[("embed.weight", &[2])]);
     let (map, weights) = round_trip(&Rules::new().tie("embed.weight", "head.weight"), &arrays);

@@ -144,3 +144,79 @@ impl Checks {
         this.that(fits, || format!("{top_k} of {experts} experts in {used} of {count} groups"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(routing: &Routing, logits: &[f32], correction: Option<&[f32]>) -> (Vec<u32>, Vec<f32>) {
+        let shape = [logits.len() as i32];
+        let logits = Array::from_slice(logits, &[1, shape[0]]).unwrap();
+        let correction = correction.map(|c| Array::from_slice(c, &shape).unwrap());
+        let (experts, weights) = routing.route(&logits, correction.as_ref()).unwrap();
+        let (experts, weights): (Vec<u32>, Vec<f32>) = (experts.to_vec().unwrap(), weights.to_vec().unwrap());
+        let mut both: Vec<(u32, f32)> = experts.into_iter().zip(weights).collect();
+        both.sort_by_key(|&(expert, _)| expert);
+        both.into_iter().unzip()
+    }
+
+    fn close(found: &[f32], expected: &[f32]) {
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
+    }
+
+    /// Groups of two: scores .5 .5 | .9 .1 | .6 .7, of which the last two make 1.3, the most.
+    #[test]
+    fn only_experts_of_the_best_group_are_chosen() {
+        let logit = |p: f32| (p / (1.0 - p)).ln();
+        let logits = [0.5, 0.5, 0.9, 0.1, 0.6, 0.7].map(logit);
+        let routing = Routing { groups: Groups::by_best_two(3, 1), ..Routing::new(2, Scoring::Sigmoid) };
+        let (experts, weights) = routed(&routing, &logits, None);
+        assert_eq!(experts, [4, 5]);
+        close(&weights, &[0.6, 0.7]);
+        // Corrections decide the choice alone; what is below zero is still above what is not used.
+        let (experts, weights) = routed(&routing, &logits, Some(&[-1., -1., -1.4, -1., -1.9, -1.9]));
+        assert_eq!(experts, [0, 1]);
+        close(&weights, &[0.5, 0.5]);
+    }
+
+    #[test]
+    fn weights_are_normalised_and_scaled() {
+        let logits = [1f32, 2., 3., 0.];
+        let sum: f32 = logits.iter().map(|x| x.exp()).sum();
+        let [second, third] = [2f32, 3.].map(f32::exp);
+        let plain = Routing::new(2, Scoring::Softmax);
+        close(&routed(&plain, &logits, None).1, &[second / sum, third / sum]);
+        let both = second + third;
+        let normalized = Routing { normalize: true, scale: 2.0, ..plain };
+        close(&routed(&normalized, &logits, None).1, &[2.0 * second / both, 2.0 * third / both]);
+        let chosen = Routing::new(2, Scoring::SoftmaxOfChosen);
+        close(&routed(&chosen, &logits, None).1, &[second / both, third / both]);
+        let root = Routing::new(1, Scoring::SqrtSoftplus);
+        close(&routed(&root, &logits, None).1, &[(1.0 + 3f32.exp()).ln().sqrt()]);
+    }
+
+    #[test]
+    fn counts_that_do_not_fit_are_refused() {
+        let refused =
+            |experts, routing: &Routing| Checks::new("test").routing(experts, routing).done().is_err();
+        let grouped = |count, used, best| Routing {
+            groups: Some(Groups { count, used, best }),
+            ..Routing::new(2, Scoring::Sigmoid)
+        };
+        assert!(!refused(8, &grouped(2, 1, 2)));
+        for (experts, routing) in [
+            (0, Routing::new(1, Scoring::Softmax)),
+            (4, Routing::new(0, Scoring::Softmax)),
+            (4, Routing::new(5, Scoring::Softmax)),
+            (8, grouped(0, 0, 2)),
+            (8, grouped(3, 1, 2)),
+            (8, grouped(2, 3, 2)),
+            (8, grouped(8, 1, 2)),
+            (8, grouped(8, 1, 1)),
+            (8, grouped(-2, -1, 2)),
+            (8, Routing { scale: f32::NAN, ..Routing::new(2, Scoring::Softmax) }),
+        ] {
+            assert!(refused(experts, &routing), "{experts} {routing:?}");
+        }
+    }
+}
