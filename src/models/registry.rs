@@ -80,6 +80,7 @@ models! {
     "gemma2" => lm::gemma2;
     "gemma3" => lm::gemma3;
     "gemma3_text" => lm::gemma3_text;
+    "gemma3n" | "gemma3n_text" => lm::gemma3n;
     "gemma4" | "gemma4_unified" => lm::gemma4;
     "gemma4_text" => lm::gemma4_text;
     "glm" | "glm4" => lm::glm;
