@@ -66,6 +66,8 @@ ling = base("bailing_moe_linear", num_hidden_layers=5, num_key_value_heads=4, mo
 case("bailing_moe_linear", "lightning attention and full attention, sigmoid group routing", ling)
 case("bailing_moe_linear__plain", "softmax router without groups, heads that are no power of two", ling | dict(num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6, hidden_size=96, use_qk_norm=False, moe_router_enable_expert_bias=False, score_function="softmax", n_group=1))
 
+case("gemma3n__unclipped", "coefficients that mlx-lm does not clip, no shared layers", cases.text("gemma3n", cases.gemma3n | dict(num_kv_shared_layers=0, altup_coef_clip=120.0)), init=((r"correct_output_scale$", cases.normal(1.0, 0.2)),))
+
 if __name__ == "__main__":
     for name in known:
         del cases.CASES[name]
