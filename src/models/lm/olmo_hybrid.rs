@@ -80,7 +80,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
+    let rules = Rules::new()
+        .rename("*.attention_layer_norm.{}", "*.input_layernorm.{}")
+        .rename("*.feedforward_layer_norm.{}", "*.post_attention_layernorm.{}")
+        .transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
     match args.tie_word_embeddings {
         Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
         _ => rules,
