@@ -119,7 +119,7 @@ impl Args {
             return types[layer] == MlpType::Sparse;
         }
         let dense = self.mlp_only_layers.as_ref().is_some_and(|layers| layers.contains(&layer));
-        !dense && (layer + 1) % self.decoder_sparse_step == 0
+        !dense && (layer + 1).is_multiple_of(self.decoder_sparse_step)
     }
 
     fn sliding_window(&self) -> Option<i32> {

@@ -120,7 +120,9 @@ impl Args {
     }
 
     fn slides(&self, layer: usize) -> bool {
-        self.layer_types.as_ref().map_or(layer % 2 == 0, |types| types[layer] == LayerType::SlidingAttention)
+        self.layer_types
+            .as_ref()
+            .map_or(layer.is_multiple_of(2), |types| types[layer] == LayerType::SlidingAttention)
     }
 
     fn rope(&self, layer: usize) -> Result<Rope> {
