@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::bits::{pack, unpack};
 use super::ggml::Ggml;
+use super::transposed;
 use crate::array::{Array, Dtype};
 use crate::checkpoint::transform::Spec;
 use crate::error::{Error, Result};
 use crate::ops::{self, QuantizationMode};
 
-const OP: &str = "decode";
+pub(super) const OP: &str = "decode";
 
 /// A format in which other programs store a quantized matrix. What comes out is MLX's: packed codes,
 /// scales and biases (of the affine mode), codes and scales (of the others), or one dense matrix.
@@ -63,6 +64,12 @@ pub enum Encoding {
     Ternary {
         /// Whether the scale divides.
         divided: bool,
+    },
+    /// MLX's own affine matrices, of so many columns, which the model has transposed. Parts: codes, scales,
+    /// biases.
+    Transposed {
+        /// Columns.
+        columns: i32,
     },
     /// A tensor of a GGUF file: rows of bytes, `[..., bytes]`.
     Ggml(Ggml),
@@ -154,6 +161,7 @@ impl Encoding {
                 shape[last] /= 4;
                 Ok(vec![(shape, Dtype::Uint32), parts[1].clone()])
             }
+            Self::Transposed { columns } => transposed::plan(parts, *columns),
             Self::Ggml(kind) => kind.plan(&parts[0]),
         }
     }
@@ -166,6 +174,7 @@ impl Encoding {
         match self {
             Self::Fp8 { block } => return decode_fp8(&parts[1], &parts[0], *block, fp8(&specs, *block)?),
             Self::Fp4 { divided } => return decode_fp4(parts, &specs, *divided),
+            Self::Transposed { columns } => return transposed::decode(parts, *columns),
             Self::Ggml(kind) => return kind.decode(&parts[0]),
             _ => {}
         }
@@ -228,7 +237,9 @@ impl Encoding {
                     None,
                 )
             }
-            Self::Fp8 { .. } | Self::Fp4 { .. } | Self::Ggml(_) => unreachable!("decoded above"),
+            Self::Fp8 { .. } | Self::Fp4 { .. } | Self::Transposed { .. } | Self::Ggml(_) => {
+                unreachable!("decoded above")
+            }
         }
     }
 
@@ -404,6 +415,7 @@ impl fmt::Display for Encoding {
             Self::Fp8 { .. } => write!(f, "8-bit floats"),
             Self::Fp4 { .. } => write!(f, "4-bit floats"),
             Self::Ternary { .. } => write!(f, "ternary codes"),
+            Self::Transposed { .. } => write!(f, "transposed affine codes"),
             Self::Ggml(kind) => write!(f, "{kind}"),
         }
     }

@@ -4,6 +4,7 @@
 mod bits;
 mod encoding;
 mod ggml;
+mod transposed;
 
 pub use encoding::Encoding;
 pub use ggml::{Ggml, GgmlType};

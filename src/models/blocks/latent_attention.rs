@@ -7,7 +7,7 @@ use super::attention::lowest;
 use super::{Mixer, attend, merge_heads, split_heads};
 use crate::array::Array;
 use crate::cache::{KeysValues, LayerCache, Mask, Masks};
-use crate::checkpoint::{Rules, Weights};
+use crate::checkpoint::{Encoding, Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
 use crate::nn::{Linear, Module, MultiLinear, QueryGrowth, RmsNorm, Rope, RopeConfig, join};
@@ -54,12 +54,17 @@ impl LatentConfig {
 
     /// Cuts `kv_b_proj`, which has keys and values of each head, into the two matrices that a
     /// [`LatentAttention`] of the kind [`Heads::Absorbed`] has: `embed_q`, the keys' transposed, and
-    /// `unembed_out`.
+    /// `unembed_out`. Where `kv_b_proj` is quantized, `embed_q` is so along its other axis.
     pub fn split_rules(&self, rules: Rules) -> Rules {
         let (keys, values) = (self.qk_nope_head_dim, self.v_head_dim);
         rules
             .reshape("*.kv_b_proj.{}", &[self.num_attention_heads, keys.saturating_add(values), -1])
             .split("*.kv_b_proj.{}", &["*.kv_b_keys.{}", "*.unembed_out.{}"], 1, &[keys, values])
+            .decode(
+                &["*.kv_b_keys.weight", "*.kv_b_keys.scales", "*.kv_b_keys.biases"],
+                &["*.embed_q.weight", "*.embed_q.scales", "*.embed_q.biases"],
+                Encoding::Transposed { columns: self.kv_lora_rank },
+            )
             .transpose("*.kv_b_keys.weight", &[0, 2, 1])
             .rename("*.kv_b_keys.{}", "*.embed_q.{}")
     }
