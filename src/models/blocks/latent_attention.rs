@@ -210,14 +210,14 @@ impl LatentAttention {
 
     /// Queries without and with positions, `[batch, heads, length, head_dim]`, of a cache's next tokens,
     /// from what [`squeeze`](Self::squeeze) gives.
-    pub fn queries(&self, squeezed: &Array, cache: &LayerCache) -> Result<[Array; 2]> {
+    pub fn queries(&self, squeezed: &Array, masks: &Masks, cache: &LayerCache) -> Result<[Array; 2]> {
         let (Queries::Straight(proj) | Queries::Squeezed { b: proj, .. }) = &self.queries;
         let mut q = split_heads(&proj.forward(squeezed)?, self.config.num_attention_heads)?;
         if let Some(scale) = self.lora_scales[0] {
             q = (q * scale)?;
         }
         let [mut nope, positioned] = halves(&q, self.config.qk_nope_head_dim)?;
-        let mut positioned = self.turn(positioned, cache)?;
+        let mut positioned = self.turn(positioned, masks, cache)?;
         if let Some(growth) = &self.growth {
             let factors = growth.factors(&cache.offset(), q.dim(2)?, q.dtype())?;
             (nope, positioned) = ((nope * &factors)?, (positioned * &factors)?);
@@ -225,19 +225,20 @@ impl LatentAttention {
         Ok([nope, positioned])
     }
 
-    fn turn(&self, x: Array, cache: &LayerCache) -> Result<Array> {
-        self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward(&x, &cache.offset()))
+    fn turn(&self, x: Array, masks: &Masks, cache: &LayerCache) -> Result<Array> {
+        let turn = |rope: &Rope| rope.forward_within(&x, &cache.offset(), masks.expected());
+        self.rope.as_ref().map_or(Ok(x.clone()), turn)
     }
 
     /// What new positions can be seen by, with all before them: latent vectors and the part of the key that
     /// has positions, `[batch, 1, length, dims]`; or the keys and values of all heads.
-    pub fn remember(&self, x: &Array, cache: &mut LayerCache) -> Result<KeysValues> {
+    pub fn remember(&self, x: &Array, masks: &Masks, cache: &mut LayerCache) -> Result<KeysValues> {
         let [latent, positioned] = halves(&self.kv_a_proj.forward(x)?, self.config.kv_lora_rank)?;
         let mut latent = self.kv_a_norm.forward(&latent)?;
         if let Some(scale) = self.lora_scales[1] {
             latent = (latent * scale)?;
         }
-        let positioned = self.turn(ops::expand_dims(&positioned, 1)?, cache)?;
+        let positioned = self.turn(ops::expand_dims(&positioned, 1)?, masks, cache)?;
         match &self.heads {
             Heads::Absorbed { .. } => cache.update(&ops::expand_dims(&latent, 1)?, &positioned),
             Heads::Expanded(proj) => {
@@ -295,8 +296,8 @@ fn halves(x: &Array, count: i32) -> Result<[Array; 2]> {
 impl Mixer for LatentAttention {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let mask = masks.of(cache, None)?;
-        let queries = self.queries(&self.squeeze(x)?, cache)?;
-        let seen = self.remember(x, cache)?;
+        let queries = self.queries(&self.squeeze(x)?, masks, cache)?;
+        let seen = self.remember(x, masks, cache)?;
         self.attend(x, &queries, &seen, &mask)
     }
 

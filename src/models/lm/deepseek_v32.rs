@@ -102,8 +102,8 @@ impl Mixer for SparseAttention {
         let attention = &self.attention;
         let mut mask = masks.of(cache.part(0)?, None)?;
         let squeezed = attention.squeeze(x)?;
-        let queries = attention.queries(&squeezed, cache.part(0)?)?;
-        let mut seen = attention.remember(x, cache.part(0)?)?;
+        let queries = attention.queries(&squeezed, masks, cache.part(0)?)?;
+        let mut seen = attention.remember(x, masks, cache.part(0)?)?;
         if let Some(indexer) = &self.indexer {
             masks.chosen = indexer.choose(x, &squeezed, &mask, cache.part(1)?)?;
         }
