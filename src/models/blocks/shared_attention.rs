@@ -45,8 +45,7 @@ impl SharedAttention {
         dims: i32,
         [heads, kv_heads, head_dim]: [i32; 3],
         eps: f32,
-        has_kv: bool,
-        values_are_keys: bool,
+        [has_kv, values_are_keys]: [bool; 2],
         rope: Rope,
         window: Option<i32>,
     ) -> Result<Self> {

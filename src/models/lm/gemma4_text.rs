@@ -289,7 +289,7 @@ impl Layer {
             })
         };
         Ok(Self {
-            self_attn: SharedAttention::new(&w_attn, dims, heads, eps, !shares, same, rope, window)?,
+            self_attn: SharedAttention::new(&w_attn, dims, heads, eps, [!shares, same], rope, window)?,
             mlp: Mlp::new(&w.pp("mlp"), dims, width * args.intermediate_size, Activation::GeluTanh)?,
             experts: args.enable_moe_block.then(|| Experts::new(args, w)).transpose()?,
             per_layer: (size > 0).then(per_layer).transpose()?,
