@@ -141,9 +141,8 @@ fn excepted(module: &str, matrices: &BTreeMap<String, i32>, path: &str) -> Optio
         Some(part) => path.contains(part),
         None => path.ends_with(*pattern),
     };
-    let found = EXCEPTIONS
-        .iter()
-        .find(|(modules, paths, _)| modules.contains(&module) && paths.iter().any(|p| names(p)));
+    let found =
+        EXCEPTIONS.iter().find(|(modules, paths, _)| modules.contains(&module) && paths.iter().any(&names));
     match module {
         // Latent attention is not quantized, linear attention is.
         "bailing_moe_v3" if path.ends_with("attention.q_proj") || path.ends_with("attention.g_proj") => {

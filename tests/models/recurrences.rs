@@ -182,7 +182,7 @@ fn wkv_is_the_recurrence() {
         let shape = [BATCH, length, KEY_HEADS, DIMS];
         let [q, k, v, a, b] = [1, 2, 3, 4, 5].map(|seed| normal(&shape, 0.3, seed));
         let decay =
-            ops::negative(&ops::minimum(&ops::abs(&normal(&shape, speed, 6)).unwrap(), 0.606).unwrap())
+            ops::negative(&ops::minimum(ops::abs(&normal(&shape, speed, 6)).unwrap(), 0.606).unwrap())
                 .unwrap();
         let start = normal(&[BATCH, KEY_HEADS, DIMS, DIMS], 1.0, 7);
         let (out, last) = wkv([&q, &decay, &k, &v, &a, &b], Some(&start)).unwrap();

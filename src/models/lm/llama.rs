@@ -81,7 +81,7 @@ impl Args {
     fn has_rope(&self, layer: usize) -> bool {
         match (&self.no_rope_layers, self.model_type.as_str()) {
             (Some(turn), _) => turn[layer] != 0,
-            (None, "smollm3") => (layer + 1) % self.no_rope_layer_interval.unwrap_or(4).max(1) != 0,
+            (None, "smollm3") => !(layer + 1).is_multiple_of(self.no_rope_layer_interval.unwrap_or(4).max(1)),
             (None, _) => true,
         }
     }
