@@ -7,7 +7,7 @@ CASES are folders of case directories (`config.json`, `model.safetensors`, `case
 drawn anew by a counter-based generator from its name, shape, and the mean and spread it has in the case, which
 `tests/models/zoo.rs` does in the same way. DIR is the folder of the mlx-lm generator, for its repairs.
 
-A fixture is one JSON file: the config, a line for each tensor, token ids, and some columns of the logits of
+A fixture is one JSON file: the config as text (it may have Python's infinities), a line for each tensor, token ids, and some columns of the logits of
 each position. Redrawn with other seeds where noise of 1e-6 in the weights moves the logits much.
 """
 
@@ -40,6 +40,10 @@ UNREAD = {
     },
     "hf": {},
 }
+# Cases that show what a framework does not do as the source: mlx-lm where it deviates from transformers in
+# another way, and transformers where it draws the embeddings anew after loading.
+DEVIATIONS = json.loads((Path(__file__).resolve().parent / "deviations.json").read_text())
+SKIPPED = {"mlx": set(DEVIATIONS["mlx-lm"]) | {"glm4_moe_lite__yarn"}, "hf": {"youtu"}}
 GOLDEN = 0x9E3779B97F4A7C15
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 INTEGERS = {"U8": "u1", "I8": "i1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F8_E4M3": "u1"}
@@ -117,6 +121,8 @@ def write_checkpoint(directory, config, lines, seed):
 
 
 class Mlx:
+    has_chunks = True
+
     def __init__(self, oracle):
         if oracle:
             sys.path.insert(0, str(oracle))
@@ -160,6 +166,9 @@ class Mlx:
 
 
 class Transformers:
+    # Its caches do not all take several tokens at once.
+    has_chunks = False
+
     def __init__(self, _):
         import torch
         import transformers
@@ -227,10 +236,7 @@ def freeze(framework, directory, unread):
         full = framework.forward(model, ids, None)
         if not np.isfinite(full).all():
             continue
-        try:
-            cached = framework.forward(model, ids, PIECES)
-        except Exception:
-            cached = full
+        cached = framework.forward(model, ids, PIECES) if framework.has_chunks else full
         greedy, row, margin = [], ids[:1], np.inf
         for _ in range(GREEDY):
             last = framework.forward(model, row, None)[0, -1]
@@ -248,7 +254,7 @@ def freeze(framework, directory, unread):
             "case": directory.name,
             "framework": framework.name,
             "notes": case.get("notes", ""),
-            "config": config,
+            "config": json.dumps(config),
             "seed": seed,
             "ids": ids.tolist(),
             "columns": columns.tolist(),
@@ -259,7 +265,8 @@ def freeze(framework, directory, unread):
             "tensors": lines,
         }
         if (directory / "config_legacy.json").exists():
-            fixture["config_legacy"] = json.loads((directory / "config_legacy.json").read_text())
+            legacy = json.loads((directory / "config_legacy.json").read_text())
+            fixture["config_legacy"] = json.dumps(legacy)
         if spread(cached, full) > max(20 * noise, 1e-3 * std):
             fixture["cached_logits"] = pack(cached)
         if best is None or score < best[0]:
@@ -285,6 +292,9 @@ def main():
     for folder in args.cases:
         for directory in sorted(path.parent for path in folder.rglob("case.json")):
             if only and directory.name not in only and directory.name.split("__")[0] not in only:
+                continue
+            model_type = json.loads((directory / "config.json").read_text())["model_type"]
+            if directory.name in SKIPPED[args.framework] and model_type not in UNREAD[args.framework]:
                 continue
             try:
                 score, fixture = freeze(framework, directory, UNREAD[args.framework])
