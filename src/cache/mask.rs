@@ -88,6 +88,14 @@ impl Masks {
         self.made.push((key, mask.clone()));
         Ok(mask)
     }
+
+    /// The mask of an attention layer whose positions see their own chunk of `size`.
+    pub fn within_chunks(&mut self, cache: &LayerCache, size: i32) -> Result<Mask> {
+        match cache {
+            LayerCache::Stateless => chunked(self.length, 0, 0, size),
+            cache => self.of(cache, None),
+        }
+    }
 }
 
 /// The mask of `length` positions after `offset` others, each seeing at most the last `window`.

@@ -72,6 +72,11 @@ impl LayerCache {
         }
     }
 
+    /// An empty [`ChunkedKvCache`] for chunks of `size` positions.
+    pub fn chunks(size: i32) -> Self {
+        LayerCache::Chunked(ChunkedKvCache::new(size))
+    }
+
     /// An empty [`ArraysCache`] of `count` arrays.
     pub fn states(count: usize) -> Self {
         LayerCache::Arrays(ArraysCache::new(count))

@@ -61,6 +61,7 @@ models! {
     "afm7" => lm::afm7;
     "afmoe" => lm::afmoe;
     "apertus" => lm::apertus;
+    "baichuan_m1" => lm::baichuan_m1;
     "bailing_hybrid" | "bailing_moe_v3" => lm::bailing_hybrid;
     "bailing_moe" => lm::bailing_moe;
     "bailing_moe_linear" => lm::bailing_moe_linear;
@@ -106,6 +107,8 @@ models! {
     "lfm2-vl" | "lfm2_vl" => lm::lfm2_vl;
     "lille-130m" => lm::lille_130m;
     "llama" | "ernie4_5" | "granite" | "helium" | "internlm3" | "iquestcoder" | "mimo" | "ministral3" | "mistral" | "seed_oss" | "smollm3" | "telechat3" | "xverse" => lm::llama;
+    "llama4" => lm::llama4;
+    "llama4_text" => lm::llama4_text;
     "longcat_flash" => lm::longcat_flash;
     "longcat_flash_ngram" => lm::longcat_flash_ngram;
     "mamba" | "falcon_mamba" => lm::mamba;
@@ -119,11 +122,13 @@ models! {
     "mistral3" | "llava" | "pixtral" => lm::mistral3;
     "mistral4" => lm::mistral4;
     "mixtral" => lm::mixtral;
+    "muse_glimmer" | "muse_glimmer_text" => lm::muse_glimmer;
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
     "nemotron_h" => lm::nemotron_h;
     "nemotron-nas" => lm::nemotron_nas;
+    "olmo" => lm::olmo;
     "olmo2" | "olmo3" => lm::olmo2;
     "olmo_hybrid" => lm::olmo_hybrid;
     "openelm" => lm::openelm;

@@ -118,7 +118,7 @@ impl RopeConfig {
         };
         let context = scaling.original_max_position_embeddings;
         let context = positive(scaling, "original_max_position_embeddings", context)?;
-        Ok(Some(QueryGrowth { beta: beta as f32, context: context as f32 }))
+        Ok(Some(QueryGrowth { beta: beta as f32, context: context as f32, from_one: false }))
     }
 
     /// The parameters of layers that see all positions: those under `full_attention`, or all.
@@ -169,13 +169,27 @@ fn invalid(message: String) -> Error {
 pub struct QueryGrowth {
     beta: f32,
     context: f32,
+    from_one: bool,
 }
 
 impl QueryGrowth {
+    /// That of Llama 4, which counts positions from 1 and rounds the grown queries alone, not the factors.
+    pub fn from_one(beta: f32, context: f32) -> Self {
+        Self { beta, context, from_one: true }
+    }
+
+    /// Queries `[batch, heads, length, head_dim]` that begin at `offset`.
+    pub fn grow(&self, queries: &Array, offset: &Offset) -> Result<Array> {
+        let dtype = if self.from_one { Dtype::Float32 } else { queries.dtype() };
+        let factors = self.factors(offset, queries.dim(-2)?, dtype)?;
+        ops::astype(&(queries * factors)?, queries.dtype())
+    }
+
     /// The factors of queries `[batch, heads, length, head_dim]` that begin at `offset`: `[length, 1]`,
     /// or `[batch, 1, length, 1]` where the sequences differ.
     pub fn factors(&self, offset: &Offset, length: i32, dtype: Dtype) -> Result<Array> {
-        let periods = ops::floor(&(offset.positions(length)? / self.context)?)?;
+        let positions = (offset.positions(length)? + i32::from(self.from_one))?;
+        let periods = ops::floor(&(positions / self.context)?)?;
         let factors = ((ops::log1p(&periods)? * self.beta)? + 1.0)?;
         let factors = ops::astype(&ops::expand_dims(&factors, -1)?, dtype)?;
         if factors.ndim() > 2 { ops::expand_dims(&factors, 1) } else { Ok(factors) }

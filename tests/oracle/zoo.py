@@ -179,7 +179,9 @@ class Transformers:
         self.name = f"transformers {transformers.__version__}"
 
     def load(self, directory):
-        load = self.transformers.AutoModelForCausalLM.from_pretrained
+        classes = self.transformers.AutoModelForCausalLM, self.transformers.AutoModelForImageTextToText
+        config = self.transformers.AutoConfig.from_pretrained(directory)
+        load = classes[type(config) not in classes[0]._model_mapping].from_pretrained
         model, info = load(
             directory, dtype=self.torch.float32, attn_implementation="eager", output_loading_info=True
         )

@@ -102,6 +102,8 @@ pub struct Attention {
     pub scale: f32,
     /// How many positions a query sees; `None` for all.
     pub window: Option<i32>,
+    /// Of how many positions the chunks are that a query sees its own of (Llama 4); `None` for all.
+    pub chunk: Option<i32>,
 }
 
 impl Attention {
@@ -164,6 +166,7 @@ impl Attention {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             window: None,
+            chunk: None,
         })
     }
 
@@ -212,13 +215,16 @@ impl Attention {
 
     /// The heads' outputs, `[batch, length, heads * head_dim]`, before the last projection.
     pub fn heads_of(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
-        let mask = masks.of(cache, self.window)?;
+        let mask = match self.chunk {
+            Some(size) => masks.within_chunks(cache, size)?,
+            None => masks.of(cache, self.window)?,
+        };
         let [queries, keys, values] = self.project(x)?;
         let (offset, expected) = (cache.offset(), masks.expected());
         let queries = self.place(queries, self.q_norm.as_ref(), &offset, expected)?;
         let keys = self.place(keys, self.k_norm.as_ref(), &offset, expected)?;
         let queries = match &self.growth {
-            Some(growth) => (&queries * growth.factors(&offset, masks.length(), queries.dtype())?)?,
+            Some(growth) => growth.grow(&queries, &offset)?,
             None => queries,
         };
         let values = self.v_norm.as_ref().map_or(Ok(values.clone()), |norm| norm.forward(&values))?;
@@ -242,7 +248,7 @@ impl Mixer for Attention {
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
-        Some(LayerCache::window(self.window))
+        Some(self.chunk.map_or_else(|| LayerCache::window(self.window), LayerCache::chunks))
     }
 }
 

@@ -1,0 +1,254 @@
+//! Llama 4: attention within chunks, every fourth layer to all positions and without rotary ones, and
+//! experts whose input is scaled. MobileLLM-R1 is the same without chunks and experts.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::array::Array;
+use crate::checkpoint::{Rules, Weights};
+use crate::error::Result;
+use crate::models::Checks;
+use crate::models::blocks::{
+    Attention, Block, BlockNames, Decoder, FeedForward, Mlp, Names, SwitchGlu, top_k,
+};
+use crate::nn::activations::Activation;
+use crate::nn::{Linear, Norm, QueryGrowth, Rope, RopeConfig};
+use crate::{ops, parameters};
+
+/// The config.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Args {
+    hidden_size: i32,
+    /// Of an expert, and of the layer beside them.
+    intermediate_size: i32,
+    /// Of the layers without experts.
+    intermediate_size_mlp: i32,
+    num_hidden_layers: usize,
+    num_attention_heads: i32,
+    num_key_value_heads: Option<i32>,
+    head_dim: Option<i32>,
+    vocab_size: i32,
+    #[serde(default = "eps")]
+    rms_norm_eps: f32,
+    #[serde(default)]
+    hidden_act: Activation,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    num_local_experts: Option<i32>,
+    #[serde(default = "one")]
+    num_experts_per_tok: i32,
+    moe_layers: Option<Vec<usize>>,
+    interleave_moe_layer_step: Option<usize>,
+    #[serde(default = "yes")]
+    use_qk_norm: bool,
+    /// 0 for layers without rotary positions; if empty, as `no_rope_layer_interval` says.
+    no_rope_layers: Option<Vec<i32>>,
+    no_rope_layer_interval: Option<usize>,
+    layer_types: Option<Vec<LayerType>>,
+    #[serde(default = "chunk")]
+    attention_chunk_size: Option<i32>,
+    #[serde(default = "yes", deserialize_with = "truth")]
+    attn_temperature_tuning: bool,
+    #[serde(default = "floor_scale")]
+    floor_scale: f32,
+    #[serde(default = "attn_scale")]
+    attn_scale: f32,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+/// What a layer attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum LayerType {
+    ChunkedAttention,
+    FullAttention,
+}
+
+fn eps() -> f32 {
+    1e-5
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn chunk() -> Option<i32> {
+    Some(8192)
+}
+
+fn floor_scale() -> f32 {
+    8192.0
+}
+
+fn attn_scale() -> f32 {
+    0.1
+}
+
+/// Old configs have a number for what newer ones have as a boolean.
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Bool(value) => value,
+        Value::Number(value) => value.as_f64() != Some(0.0),
+        _ => false,
+    })
+}
+
+impl Args {
+    /// Fails for sizes that no model has.
+    pub fn check(&self) -> Result<()> {
+        let (experts, top_k) = (self.num_local_experts.unwrap_or(0), self.num_experts_per_tok);
+        let (floor, scale) = (self.floor_scale, self.attn_scale);
+        Checks::new("llama4_text")
+            .size("hidden_size", self.hidden_size)
+            .size("intermediate_size", self.intermediate_size)
+            .size("intermediate_size_mlp", self.intermediate_size_mlp)
+            .size("vocab_size", self.vocab_size)
+            .size("attention_chunk_size", self.attention_chunk_size.unwrap_or(1))
+            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
+            .that((0..=1 << 28).contains(&experts), || format!("`num_local_experts` is {experts}"))
+            .that(experts == 0 || (1..=experts).contains(&top_k), || format!("{top_k} of {experts} experts"))
+            .that(floor > 0.0 && floor.is_finite(), || format!("`floor_scale` is {floor}"))
+            .that(scale.is_finite(), || format!("`attn_scale` is {scale}"))
+            .layer_types(self.num_hidden_layers, self.no_rope_layers.as_deref().filter(|l| !l.is_empty()))
+            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
+            .eps("rms_norm_eps", self.rms_norm_eps)
+            .done()
+    }
+
+    fn kv_heads(&self) -> i32 {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn has_rope(&self, layer: usize) -> bool {
+        match self.no_rope_layers.as_deref().filter(|layers| !layers.is_empty()) {
+            Some(turn) => turn[layer] != 0,
+            None => !(layer + 1).is_multiple_of(self.no_rope_layer_interval.unwrap_or(4)),
+        }
+    }
+
+    fn has_experts(&self, layer: usize) -> bool {
+        self.num_local_experts.unwrap_or(0) > 0
+            && match &self.moe_layers {
+                Some(layers) => layers.contains(&layer),
+                None => (layer + 1).is_multiple_of(self.interleave_moe_layer_step.unwrap_or(1)),
+            }
+    }
+
+    fn chunk(&self, layer: usize) -> Option<i32> {
+        let chunked = match &self.layer_types {
+            Some(types) => types[layer] == LayerType::ChunkedAttention,
+            None => self.has_rope(layer),
+        };
+        self.attention_chunk_size.filter(|_| chunked)
+    }
+}
+
+/// The names: the head is `output`.
+const NAMES: Names = Names { head: "output", ..Names::LLAMA };
+
+/// How the names of a checkpoint become the model's.
+pub fn rules(args: &Args) -> Rules {
+    inner_rules(args).rename("lm_head.*", "output.*")
+}
+
+/// As [`rules`], for a head of Llama's name.
+pub(super) fn inner_rules(args: &Args) -> Rules {
+    let parts = ["*.feed_forward.experts.gate_proj.weight", "*.feed_forward.experts.up_proj.weight"];
+    let down = "*.feed_forward.experts.down_proj";
+    let rules = Rules::new()
+        .drop("*.rotary_emb.inv_freq", "computed from the config")
+        .transpose("*.feed_forward.experts.gate_up_proj", &[0, 2, 1])
+        .split("*.feed_forward.experts.gate_up_proj", &parts, 1, &[])
+        .transpose(down, &[0, 2, 1])
+        .rename(down, format!("{down}.weight"));
+    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+}
+
+/// The model.
+pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
+
+/// Reads the weights that `args` call for.
+pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    named(args, w, NAMES)
+}
+
+/// As [`model`], under other names.
+pub(super) fn named(args: &Args, w: &Weights, names: Names) -> Result<Model> {
+    args.check()?;
+    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
+    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    Decoder::new(w, names, [args.vocab_size, dims], tied, norm, layers, |i, w| {
+        let names = BlockNames { mlp: "feed_forward", ..BlockNames::LLAMA };
+        let block = Block::new(
+            attention(args, i, &w.pp(names.mixer))?,
+            feed_forward(args, i, &w.pp(names.mlp))?,
+            w.rms_norm(names.norm1, dims, eps)?,
+            w.rms_norm(names.norm2, dims, eps)?,
+        );
+        Ok(Block { names, ..block })
+    })
+}
+
+fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
+    let (dims, heads) = (args.hidden_size, args.num_attention_heads);
+    let (head_dim, turns) = (args.head_dim.unwrap_or(dims / heads), args.has_rope(layer));
+    let norm = (args.use_qk_norm && turns).then_some(Norm::Plain { eps: args.rms_norm_eps });
+    let rope = RopeConfig { rope_traditional: true, ..args.rope.clone() };
+    let growth = || QueryGrowth::from_one(args.attn_scale, args.floor_scale);
+    Ok(Attention {
+        q_norm: norm.clone(),
+        k_norm: norm,
+        norms_after_rope: true,
+        growth: (args.attn_temperature_tuning && !turns).then(growth),
+        rope: turns.then(|| Rope::new(head_dim, &rope, 500_000.0)).transpose()?,
+        chunk: args.chunk(layer),
+        ..Attention::new(w, dims, heads, args.kv_heads(), head_dim)?
+    })
+}
+
+fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
+    let (dims, hidden, act) = (args.hidden_size, args.intermediate_size, args.hidden_act);
+    let count = match args.num_local_experts {
+        Some(count) if args.has_experts(layer) => count,
+        _ => return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size_mlp, act)?)),
+    };
+    let experts = SwitchGlu::new(&w.pp("experts"), count, dims, hidden)?;
+    Ok(Box::new(ScaledInputMoe {
+        router: w.linear("router", dims, count)?,
+        experts: experts.with(move |gate, x| act.apply(gate)? * x),
+        shared_expert: Mlp::new(&w.pp("shared_expert"), dims, hidden, act)?,
+        top_k: args.num_experts_per_tok,
+    }))
+}
+
+/// Experts whose input, not output, is scaled by how much they count, and a layer for all tokens.
+#[derive(Debug)]
+struct ScaledInputMoe {
+    router: Linear,
+    experts: SwitchGlu,
+    shared_expert: Mlp,
+    top_k: i32,
+}
+
+parameters!(ScaledInputMoe { router, experts, shared_expert });
+
+impl FeedForward for ScaledInputMoe {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        let logits = self.router.forward(x)?;
+        let chosen = ops::stop_gradient(&top_k(&logits, self.top_k)?)?;
+        let chosen_logits = ops::take_along_axis(&logits, &chosen, -1)?;
+        let scores = ops::sigmoid(&ops::astype(&chosen_logits, crate::Dtype::Float32)?)?;
+        let scores = ops::expand_dims(&ops::astype(&scores, x.dtype())?, -1)?;
+        // Each token once for each of its experts: `[..., top_k, dims]`.
+        let scaled = (ops::expand_dims(x, -2)? * scores)?;
+        let routed = self.experts.forward(&scaled, &ops::expand_dims(&chosen, -1)?)?;
+        ops::sum(&routed, [-3, -2], false)? + self.shared_expert.forward(x)?
+    }
+}
