@@ -7,7 +7,7 @@ DEMO := target/demo
 # The folder of the generators of reference checkpoints.
 ORACLE ?= ../shared/oracle
 
-.PHONY: deps demo test test-large lint doc bench parity
+.PHONY: deps demo test test-large test-sanitize lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
 	@scripts/deps
@@ -24,6 +24,9 @@ test: deps ## Every test; timings decide none
 test-large: deps ## Memory that a checkpoint of 1 GB takes to load and to convert
 	$(CARGO) test --release --test large -- --ignored --nocapture
 
+test-sanitize: deps ## The kernels' tests under AddressSanitizer, which must catch a planted overflow first
+	scripts/test-sanitize
+
 lint: deps ## Formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
@@ -33,7 +36,7 @@ doc: deps ## The library's documentation, in target/doc
 	$(CARGO) doc --no-deps
 
 bench: deps ## Speed of the kernels and of the bundled checkpoint on this machine
-	$(CARGO) bench --bench quantized_matmul
+	$(CARGO) bench --bench roofline --bench matmul --bench quantized_matmul --bench model
 	$(CARGO) build --release
 	target/release/mlxport bench model --model $(CHECKPOINT) --prompt-tokens 512 --generate-tokens 128
 

@@ -106,6 +106,7 @@ pub mod optim;
 #[cfg(feature = "text")]
 pub mod port;
 pub mod random;
+pub mod synth;
 #[cfg(feature = "text")]
 pub mod text;
 pub mod transforms;

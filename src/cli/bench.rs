@@ -8,11 +8,15 @@ use super::devices::describe;
 use super::{Outcome, check_interrupt, print, print_json};
 use crate::device::Machine;
 use crate::generate::{Options, Speed, SpeedSettings, Spread, speed};
+use crate::ops::Quantization;
+use crate::synth::{self, Shape};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Speed of a language model: reading a prompt, and generating
     Model(Args),
+    /// Writes a checkpoint of random weights in the shapes of a real model, to measure
+    Synth(SynthArgs),
 }
 
 #[derive(clap::Args)]
@@ -37,6 +41,22 @@ pub(super) struct Args {
     json: bool,
 }
 
+#[derive(clap::Args)]
+pub(super) struct SynthArgs {
+    /// Which model: tiny, qwen3-0.6b, qwen3-4b, qwen3-8b, llama-1b or llama-8b
+    #[arg(long, value_name = "NAME")]
+    shape: String,
+    /// Bits of a weight: 2, 3, 4, 5, 6 or 8, or 16 for bfloat16
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    bits: i32,
+    /// Weights that share a scale: 32, 64 or 128
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    group_size: i32,
+    /// Directory to write, which is not there yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
 #[derive(Serialize)]
 struct Report {
     model: String,
@@ -46,7 +66,13 @@ struct Report {
 }
 
 pub(super) fn run(command: &Command) -> Outcome {
-    let Command::Model(args) = command;
+    let args = match command {
+        Command::Model(args) => args,
+        Command::Synth(args) => {
+            let how = (args.bits != 16).then(|| Quantization::affine(args.group_size, args.bits));
+            return Ok(synth::write(Shape::named(&args.shape)?, how, &args.out)?);
+        }
+    };
     let settings = SpeedSettings {
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,

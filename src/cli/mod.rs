@@ -127,7 +127,8 @@ fn locate(command: &mut Command) -> crate::Result<()> {
         Command::Convert(args) => &mut args.source,
         Command::Forward(args) => &mut args.model,
         Command::Bench(bench::Command::Model(args)) => &mut args.model,
-        Command::Cache(cache::Command::Info(_)) | Command::Models(_) | Command::Devices(_) => return Ok(()),
+        Command::Bench(bench::Command::Synth(_)) | Command::Cache(cache::Command::Info(_)) => return Ok(()),
+        Command::Models(_) | Command::Devices(_) => return Ok(()),
     };
     *model = crate::hub::locate(model)?;
     Ok(())

@@ -5,13 +5,16 @@
 //! themselves; [`force`] pins one, [`active`] says which runs.
 
 mod custom;
+mod matmul;
 mod path;
 mod pool;
+mod product;
 mod quantized_matmul;
 mod view;
 
 pub use custom::{CustomKernel, apply};
+pub(crate) use matmul::{addmm, gather_mm, matmul};
 pub use path::{Path, active, force};
 pub use pool::{set_threads, threads};
-pub(crate) use quantized_matmul::quantized_matmul;
+pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul};
 pub use view::{Spec, View, ViewMut};

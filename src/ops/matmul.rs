@@ -6,16 +6,17 @@ use super::{clip, indexing::wrapped_batch};
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::{VectorArray, op};
+use crate::kernels;
 
 /// The matrix product of `[..., m, k]` and `[..., k, n]`: `[..., m, n]`. Leading dimensions
 /// broadcast; a vector is a row on the left and a column on the right, and its dimension goes.
 pub fn matmul(a: &Array, b: &Array) -> Result<Array> {
-    op!(mlx_matmul(a, b))
+    kernels::matmul(a, b)
 }
 
 /// `alpha * (a @ b) + beta * c`; `c` broadcasts to the product's shape.
 pub fn addmm(c: &Array, a: &Array, b: &Array, alpha: f32, beta: f32) -> Result<Array> {
-    op!(mlx_addmm(c, a, b, alpha, beta))
+    kernels::addmm(c, a, b, alpha, beta)
 }
 
 /// [`matmul`] with blocks masked: of the result (`mask_out`), and of either operand. A mask has one
@@ -37,7 +38,7 @@ pub fn block_masked_mm(
 /// `rhs_indices[i]` of `b`, each an index into the flattened batch, modulo its size. The indices
 /// broadcast; `None` takes the matrices in order. `sorted_indices` promises that the indices ascend.
 ///
-/// On the CPU in `float32` only.
+/// On the CPU in `float32`, `float16` and `bfloat16`.
 pub fn gather_mm(
     a: &Array,
     b: &Array,
@@ -47,8 +48,7 @@ pub fn gather_mm(
 ) -> Result<Array> {
     let lhs = wrapped_batch("gather_mm", a, lhs_indices)?;
     let rhs = wrapped_batch("gather_mm", b, rhs_indices)?;
-    let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
-    op!(mlx_gather_mm(a, b, lhs, rhs, sorted_indices))
+    kernels::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted_indices)
 }
 
 /// For each pair `(start, end)` of `segments` (integers, `[..., 2]`), the product of the columns

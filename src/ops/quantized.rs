@@ -202,21 +202,7 @@ pub fn gather_qmm(
     refuse_empty("gather_qmm", w)?;
     let lhs = wrapped_batch("gather_qmm", x, lhs_indices)?;
     let rhs = wrapped_batch("gather_qmm", w, rhs_indices)?;
-    let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
-    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
-    never_empty(op!(mlx_gather_qmm(
-        x,
-        w,
-        scales,
-        biases,
-        lhs,
-        rhs,
-        transpose,
-        group_size,
-        bits,
-        mode,
-        sorted_indices
-    )))
+    kernels::gather_qmm(x, w, scales, biases, lhs.as_ref(), rhs.as_ref(), transpose, how, sorted_indices)
 }
 
 /// `x @ w.T` with both quantized: `x` (floating, `[..., m, k]`) on the way, `w` on the way too

@@ -4,4 +4,79 @@
 mod support;
 
 mod custom;
+mod matmul;
 mod quantized_matmul;
+
+use half::{bf16, f16};
+use mlxport::kernels::{self, Path};
+use mlxport::{Array, Dtype};
+
+use proptest::prelude::*;
+
+use self::support::{epsilon, to_f64};
+
+const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
+
+/// An array of `dtype`, and the values that it really holds.
+fn rounded(values: &[f64], shape: &[i32], dtype: Dtype) -> (Array, Vec<f64>) {
+    let single: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    let array = match dtype {
+        Dtype::Float32 => Array::from_slice(&single, shape),
+        Dtype::Float16 => {
+            Array::from_slice(&single.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>(), shape)
+        }
+        _ => Array::from_slice(&single.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>(), shape),
+    }
+    .unwrap();
+    let values = to_f64(&array);
+    (array, values)
+}
+
+/// The paths that this machine has besides the reference.
+fn fast_paths() -> Vec<Path> {
+    Path::ALL[1..].iter().copied().filter(|p| p.is_available()).collect()
+}
+
+fn bits(y: &Array) -> Vec<u8> {
+    y.to_host().unwrap().into_bytes()
+}
+
+/// Holds every path to at most twice the reference's error and one unit in the last place of the largest
+/// result. Where results are few, the reference may be lucky: `scale` is how large a term of a sum is.
+fn check(
+    expected: &[f64],
+    scale: f64,
+    f: impl Fn() -> mlxport::Result<Array>,
+    reference: impl Fn() -> mlxport::Result<Array>,
+) -> Result<(), TestCaseError> {
+    let on = |path| {
+        let y = kernels::force(path, &f).unwrap().unwrap();
+        y.eval().unwrap();
+        y
+    };
+    let error =
+        |y: &Array| to_f64(y).iter().zip(expected).fold(0.0, |max, (y, e)| f64::max(max, (y - e).abs()));
+    let reference = kernels::force(Path::Reference, reference).unwrap().unwrap();
+    let largest = expected.iter().fold(f64::MIN_POSITIVE, |max, v| f64::max(max, v.abs()));
+    let unit = epsilon(reference.dtype()) * 2f64.powf(largest.log2().floor());
+    let allowed = 2.0 * error(&reference) + unit + 2.0 * scale * f64::from(f32::EPSILON);
+    for path in fast_paths() {
+        let y = on(path);
+        prop_assert_eq!(y.shape(), reference.shape());
+        prop_assert_eq!(y.dtype(), reference.dtype());
+        prop_assert_eq!(y.size(), expected.len());
+        let found = error(&y);
+        prop_assert!(found <= allowed, "{path}: {found:e} > {allowed:e}");
+    }
+    Ok(())
+}
+
+/// For `make test-sanitize`, which wants to see it fail.
+#[test]
+#[ignore = "reads beyond its memory"]
+fn planted_overflow() {
+    let values = std::hint::black_box(vec![1.0f32; 16]);
+    // SAFETY: there is none; a sanitizer must stop here.
+    let beyond = unsafe { std::hint::black_box(values.as_ptr()).add(16).read() };
+    std::hint::black_box(beyond);
+}

@@ -41,6 +41,26 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
+fn a_synthetic_checkpoint_is_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for (bits, bytes) in [("4", 40_000), ("16", 120_000)] {
+        let model = folder.path().join(bits);
+        let args = ["bench", "synth", "--shape", "tiny", "--bits", bits, "--out", text(&model)];
+        succeed(&args);
+        assert!(fs::metadata(model.join("model.safetensors")).unwrap().len() > bytes);
+        let args =
+            ["generate", "--model", text(&model), "--prompt", "a b", "--raw", "--max-tokens", "3", "--json"];
+        let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
+        assert_eq!(report["tokens"].as_array().unwrap().len(), 3);
+    }
+    let args =
+        |shape, bits| ["bench", "synth", "--shape", shape, "--bits", bits, "--out", text(folder.path())];
+    assert!(fail(&args("large", "4"), 1).contains("tiny, qwen3-0.6b"));
+    assert!(fail(&args("tiny", "7"), 1).contains("7 bits"));
+    fail(&args("tiny", "4"), 1);
+}
+
+#[test]
 fn generate_reports_what_the_source_generates() {
     let fixture = Fixture::load("qwen3");
     let prompt: Vec<String> = fixture.prompt().iter().map(i32::to_string).collect();

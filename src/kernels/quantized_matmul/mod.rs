@@ -1,32 +1,33 @@
-//! `x @ dequantize(w).T`, the product of language models.
+//! `x @ dequantize(w).T` and `x @ dequantize(w)`, the products of language models; also of matrices that are
+//! picked from batches.
 //!
 //! Everything is computed in `float32`, whatever the dtypes are, so scales of another dtype than `x` are
-//! read as they are. Each output is summed in one fixed order: it depends neither on the number of threads
-//! nor on the other rows of `x`.
+//! read as they are. Each output is summed in one fixed order, which does not depend on the number of
+//! threads, nor on the other rows of `x` as long as they are at most [`FEW`], or more than that.
 
 mod cpu;
 mod reference;
 
-use std::borrow::Cow;
 use std::sync::Once;
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-
-use self::cpu::Weights;
+use self::cpu::{Batch, Matrix, Weights};
 use super::path::{Path, active};
+use super::product::{Dense, Numbers, Side, Sums, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ops::{Quantization, QuantizationMode};
 
-/// Rows of `x` that share one pass over the weights.
-const TILE: usize = 16;
+/// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
+const FEW: usize = 12;
+/// Rows of `x` that are converted at a time.
+const BLOCK: usize = 512;
 /// Multiply-adds that are worth another thread.
 const WORK: usize = 1 << 18;
 
-/// `x @ dequantize(w).T`, or MLX's own operation where it is not a case for the kernel, errors included.
+/// `x @ dequantize(w)`, or with `transpose` `x @ dequantize(w).T`; MLX's own operation where it is not a case
+/// for the kernel, errors included.
 pub(crate) fn quantized_matmul(
     x: &Array,
     w: &Array,
@@ -35,21 +36,67 @@ pub(crate) fn quantized_matmul(
     transpose: bool,
     how: Quantization,
 ) -> Result<Array> {
-    let path = active();
-    let on_cpu = current_device().kind == DeviceKind::Cpu;
-    if path == Path::Reference || !transpose || !on_cpu || !suits(x, w, scales, biases, how) {
+    let Some(path) = path_for(x, w, scales, biases, transpose, how) else {
         return reference::quantized_matmul(x, w, scales, biases, transpose, how);
-    }
-    static FIRST: Once = Once::new();
-    FIRST.call_once(|| tracing::info!(kernel = NAME, %path, threads = pool::threads(), "first use"));
-    let inputs = [x, w, scales].into_iter().chain(biases);
-    Ok(apply(QuantizedMatmul { how, path }, inputs)?.swap_remove(0))
+    };
+    let kernel = QuantizedMatmul { how, path, transpose, picked: w.ndim() > 2 };
+    let indices = if kernel.picked { Some(super::matmul::indices([(x, None), (w, None)])?) } else { None };
+    let inputs = [x, w, scales].into_iter().chain(biases).chain(indices.iter().flatten());
+    Ok(apply(kernel, inputs)?.swap_remove(0))
+}
+
+/// The same of picked matrices; indices are below the sizes of the batches.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gather_qmm(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+    sorted: bool,
+) -> Result<Array> {
+    let path = path_for(x, w, scales, biases, transpose, how);
+    let Some(path) = path.filter(|_| x.ndim() > 1) else {
+        return reference::gather_qmm(x, w, scales, biases, lhs, rhs, transpose, how, sorted);
+    };
+    let indices = super::matmul::indices([(x, lhs), (w, rhs)])?;
+    let inputs = [x, w, scales].into_iter().chain(biases).chain(&indices);
+    Ok(apply(QuantizedMatmul { how, path, transpose, picked: true }, inputs)?.swap_remove(0))
 }
 
 const NAME: &str = "quantized_matmul";
 
-/// Whether these are what the kernel computes: one matrix, and dtypes that it reads.
-fn suits(x: &Array, w: &Array, scales: &Array, biases: Option<&Array>, how: Quantization) -> bool {
+/// The path of such a product, unless MLX's own is to be taken.
+fn path_for(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+) -> Option<Path> {
+    let path = active();
+    let on_cpu = current_device().kind == DeviceKind::Cpu;
+    if path == Path::Reference || !on_cpu || !suits(x, w, scales, biases, transpose, how) {
+        return None;
+    }
+    static FIRST: Once = Once::new();
+    FIRST.call_once(|| tracing::info!(kernel = NAME, %path, threads = pool::threads(), "first use"));
+    Some(path)
+}
+
+/// Whether these are what the kernel computes: shapes that fit, and dtypes that it reads.
+fn suits(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+) -> bool {
     let floats = |a: &Array| matches!(a.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let of_mode = match (how.mode, biases) {
         (QuantizationMode::Affine, Some(biases)) => floats(scales) && floats(biases),
@@ -57,16 +104,84 @@ fn suits(x: &Array, w: &Array, scales: &Array, biases: Option<&Array>, how: Quan
         (_, None) => scales.dtype() == Dtype::Uint8,
     };
     let codes = w.shape().last().map(|&words| i64::from(words) * 32 / i64::from(how.bits));
+    let inner = if transpose { codes } else { w.shape().iter().nth_back(1).map(|&rows| i64::from(rows)) };
     of_mode
         && floats(x)
         && w.dtype() == Dtype::Uint32
-        && w.ndim() == 2
-        && x.shape().last().map(|&k| i64::from(k)) == codes
+        && w.ndim() >= 2
+        && x.shape().last().map(|&k| i64::from(k)) == inner
 }
 
 struct QuantizedMatmul {
     how: Quantization,
     path: Path,
+    transpose: bool,
+    /// Whether indices follow, of matrices of `x` and `w`.
+    picked: bool,
+}
+
+impl QuantizedMatmul {
+    /// Scales, perhaps biases, and the indices if there are any.
+    fn split<'a, T>(&self, rest: &'a [T]) -> (&'a [T], &'a [T]) {
+        rest.split_at(rest.len() - if self.picked { 2.min(rest.len()) } else { 0 })
+    }
+
+    /// Rows of `x`, and the rows of the result that they give with matrix `w`.
+    fn rows(&self, w: Matrix<'_>, x: &View<'_>, pairs: &[[usize; 2]], out: &mut ViewMut<'_>) -> Result<()> {
+        let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
+        for pairs in pairs.chunks(BLOCK) {
+            let mut values = vec![0.0; pairs.len() * k];
+            let (numbers, origin) = Numbers::of(x)?;
+            values
+                .chunks_exact_mut(k)
+                .zip(pairs)
+                .for_each(|(row, pair)| numbers.read(origin + pair[0] * k, row));
+            let powers = moderate(&mut values, k);
+            let plain = powers.iter().all(|&p| p == 1.0);
+            let mut result = Ok(());
+            let mut store = |sums: &Sums| {
+                let finish = |m: usize, _: usize, row: &mut [f32]| {
+                    if !plain {
+                        row.iter_mut().for_each(|sum| *sum /= powers[m]);
+                    }
+                };
+                let in_order = pairs.windows(2).all(|pair| pair[0][1] + 1 == pair[1][1]);
+                let stored = if in_order {
+                    sums.store(out, pairs[0][1] * n, n, finish)
+                } else {
+                    sums.scatter(out, n, finish, |m| pairs[m][1])
+                };
+                if result.is_ok() {
+                    result = stored;
+                }
+            };
+            if self.transpose && pairs.len() <= FEW {
+                store(&self.few(&w.w, &values));
+            } else {
+                let numbers = Numbers::Float32(&values);
+                let lines = Dense { numbers, origin: 0, line: k as isize, step: 1 };
+                let x = Side { lines: &lines, count: pairs.len(), across: false };
+                let w = Side { lines: &w, count: n, across: !self.transpose };
+                product(self.path, x, w, k, &mut store);
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The products of a few rows of `x` with the codes of the weights.
+    fn few(&self, w: &Weights<'_>, x: &[f32]) -> Sums {
+        let (n, k, count) = (w.n, w.k, x.len() / w.k);
+        let mut values = vec![0.0; n * count];
+        // A multiple of four rows of weights, which the fast path takes at a time.
+        let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
+        match self.path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => cpu::avx2::product(w, x, &mut values, grain),
+            _ => cpu::portable::product(w, x, &mut values, grain),
+        }
+        Sums { values, width: count, few: 0..n, many: count, turned: true }
+    }
 }
 
 impl CustomKernel for QuantizedMatmul {
@@ -78,67 +193,66 @@ impl CustomKernel for QuantizedMatmul {
         let [x, w, rest @ ..] = inputs else {
             return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
         };
-        let mut shape = x.shape.clone();
-        if let (Some(last), Some(&n)) = (shape.last_mut(), w.shape.first()) {
-            *last = n;
+        let (floats, indices) = self.split(rest);
+        let (&[.., rows, words], [batch @ .., _]) = (&w.shape[..], &x.shape[..]) else {
+            return Err(Error::argument(NAME, "operands without rows"));
+        };
+        let columns = (i64::from(words) * 32 / i64::from(self.how.bits)) as i32;
+        let n = if self.transpose { rows } else { columns };
+        let mut shape = batch.to_vec();
+        if let [left, _] = indices {
+            shape = left.shape.iter().chain(batch.last()).copied().collect();
         }
-        let floats = rest.iter().map(|s| s.dtype).filter(|d| d.is_floating());
+        shape.push(n);
+        let floats = floats.iter().map(|s| s.dtype).filter(|d| d.is_floating());
         // Of the dtypes at hand, any two that differ promote to float32.
         let dtype = floats.fold(x.dtype, |d, other| if d == other { d } else { Dtype::Float32 });
         Ok(vec![Spec { shape, dtype }])
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
-        let (x, out) = (&inputs[0], &mut outputs[0]);
-        let weights = Weights::new(&inputs[1], &inputs[2], inputs.get(3), self.how)?;
-        let (n, k) = (weights.n, weights.k);
-        if x.size() == 0 || n == 0 {
+        let (x, rest, out) = (&inputs[0], &inputs[2..], &mut outputs[0]);
+        let (parts, indices) = self.split(rest);
+        let weights = Batch::new(&inputs[1], &parts[0], parts.get(1), self.how)?;
+        let [rows, columns] = weights.sizes();
+        if x.size() == 0 || rows == 0 || columns == 0 || out.shape().contains(&0) {
             return Ok(());
         }
-        let rows = x.size() / k;
-        let mut columns = Vec::new();
-        for start in (0..rows).step_by(TILE) {
-            let count = TILE.min(rows - start);
-            let mut x = floats(x, start * k..(start + count) * k)?;
-            let powers = moderate(&mut x, k);
-            columns.resize(n * count, 0.0);
-            // A multiple of four rows of weights, which the fast path takes at a time.
-            let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
-            match self.path {
-                #[cfg(target_arch = "x86_64")]
-                Path::Avx2 => cpu::avx2::product(&weights, &x, &mut columns, grain),
-                _ => cpu::portable::product(&weights, &x, &mut columns, grain),
-            }
-            if powers.iter().any(|&p| p != 1.0) {
-                for sums in columns.chunks_exact_mut(count) {
-                    sums.iter_mut().zip(&powers).for_each(|(sum, power)| *sum /= power);
-                }
-            }
-            store(out, start * n, n, &columns)?;
+        let matrix = |index| Matrix { w: weights.matrix(index), path: self.path };
+        let &[ref batch @ .., k] = x.shape() else { return Ok(()) };
+        let [left, right] = indices else {
+            let all: Vec<_> = (0..x.size() / k as usize).map(|row| [row, row]).collect();
+            return self.rows(matrix(0), x, &all, out);
+        };
+        let m = batch.last().map_or(1, |&m| m as usize);
+        let all = picks(NAME, left, right, [x.size() / (m * k as usize), weights.count])?;
+        for same in all.chunk_by(|a, b| a.right == b.right) {
+            let rows = same.iter().flat_map(|pick| (0..m).map(|i| [pick.left * m + i, pick.out * m + i]));
+            self.rows(matrix(same[0].right), x, &rows.collect::<Vec<_>>(), out)?;
         }
         Ok(())
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        let [x, w, scales, biases @ ..] = inputs else {
+        let [x, w, scales, rest @ ..] = inputs else {
             return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
         };
-        reference::quantized_matmul(x, w, scales, biases.first(), true, self.how).map(|y| vec![y])
+        let (biases, indices) = self.split(rest);
+        let y = match indices {
+            [lhs, rhs] => {
+                let (lhs, rhs) = (Some(lhs), Some(rhs));
+                let Self { transpose, how, .. } = *self;
+                reference::gather_qmm(x, w, scales, biases.first(), lhs, rhs, transpose, how, false)
+            }
+            _ => reference::quantized_matmul(x, w, scales, biases.first(), self.transpose, self.how),
+        };
+        y.map(|y| vec![y])
     }
-}
-
-/// Part of a view as `float32`.
-fn floats<'a>(x: &View<'a>, range: std::ops::Range<usize>) -> Result<Cow<'a, [f32]>> {
-    Ok(match x.dtype() {
-        Dtype::Float16 => Cow::Owned(x.as_slice::<f16>()?[range].to_f32_vec()),
-        Dtype::Bfloat16 => Cow::Owned(x.as_slice::<bf16>()?[range].to_f32_vec()),
-        _ => Cow::Borrowed(&x.as_slice::<f32>()?[range]),
-    })
 }
 
 /// Multiplies each row whose largest element is very large or very small by a power of two, so that
 /// nothing on the way to the result overflows or underflows which the result doesn't. Returns the powers.
-fn moderate(x: &mut Cow<'_, [f32]>, k: usize) -> Vec<f32> {
+fn moderate(x: &mut [f32], k: usize) -> Vec<f32> {
     const FAR: f32 = (1u64 << 60) as f32;
     const POWER: f32 = 16.0 * FAR;
     let power = |row: &[f32]| match row.iter().fold(0.0f32, |max, x| max.max(x.abs())) {
@@ -148,25 +262,7 @@ fn moderate(x: &mut Cow<'_, [f32]>, k: usize) -> Vec<f32> {
     };
     let powers: Vec<f32> = x.chunks_exact(k).map(power).collect();
     for (m, power) in powers.iter().enumerate().filter(|&(_, &power)| power != 1.0) {
-        x.to_mut()[m * k..][..k].iter_mut().for_each(|x| *x *= power);
+        x[m * k..][..k].iter_mut().for_each(|x| *x *= power);
     }
     powers
-}
-
-/// Puts `columns`, `[n, count]`, into rows of `out` from element `start`.
-fn store(out: &mut ViewMut<'_>, start: usize, n: usize, columns: &[f32]) -> Result<()> {
-    fn turn<T>(out: &mut [T], n: usize, columns: &[f32], cast: impl Fn(f32) -> T) {
-        let count = columns.len() / n;
-        for (m, row) in out.chunks_exact_mut(n).take(count).enumerate() {
-            for (y, &value) in row.iter_mut().zip(columns[m..].iter().step_by(count)) {
-                *y = cast(value);
-            }
-        }
-    }
-    match out.dtype() {
-        Dtype::Float16 => turn(&mut out.as_mut_slice()?[start..], n, columns, f16::from_f32),
-        Dtype::Bfloat16 => turn(&mut out.as_mut_slice()?[start..], n, columns, bf16::from_f32),
-        _ => turn(&mut out.as_mut_slice()?[start..], n, columns, |v| v),
-    }
-    Ok(())
 }

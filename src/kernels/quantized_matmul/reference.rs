@@ -18,3 +18,20 @@ pub(super) fn quantized_matmul(
     // MLX would divide by the size of each dimension.
     if x.size() == 0 || w.size() == 0 { ops::zeros(y.shape(), y.dtype()) } else { Ok(y) }
 }
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn gather_qmm(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    transpose: bool,
+    how: Quantization,
+    sorted: bool,
+) -> Result<Array> {
+    let (group_size, bits, mode) = (Some(how.group_size), Some(how.bits), how.mode.c_name());
+    let y = op!(mlx_gather_qmm(x, w, scales, biases, lhs, rhs, transpose, group_size, bits, mode, sorted))?;
+    if y.size() == 0 || w.size() == 0 { ops::zeros(y.shape(), y.dtype()) } else { Ok(y) }
+}

@@ -16,8 +16,98 @@ use super::{E2M1, Weights};
 use crate::kernels::pool;
 use crate::ops::QuantizationMode;
 
-/// Groups whose scales are decoded at a time.
+/// Numbers `start..start + out.len()` of row `n`; both are multiples of eight.
+pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
+    let bits = w.how.bits as usize;
+    let codes = &w.codes[n * w.row_bytes() + start / 8 * bits..];
+    assert!(start + out.len() <= w.k && out.len().is_multiple_of(8) && codes.len() >= out.len() / 8 * bits);
+    let affine = w.how.mode == QuantizationMode::Affine;
+    // SAFETY: this path is taken only where the CPU has AVX2; there are codes for all of `out`.
+    unsafe {
+        match bits {
+            2 => decode_as::<2, 0>(w, n, start, codes, out),
+            3 => decode_as::<3, 0>(w, n, start, codes, out),
+            4 if affine => decode_as::<4, 0>(w, n, start, codes, out),
+            4 => decode_as::<4, 4>(w, n, start, codes, out),
+            5 => decode_as::<5, 0>(w, n, start, codes, out),
+            6 => decode_as::<6, 0>(w, n, start, codes, out),
+            _ if affine => decode_as::<8, 0>(w, n, start, codes, out),
+            _ => decode_as::<8, 8>(w, n, start, codes, out),
+        }
+    }
+}
+
+/// Codes of `BITS`, which are integers or floats of `FLOAT` bits.
+///
+/// # Safety
+/// The CPU must have AVX2 and FMA; `codes` must hold `BITS` bytes for each eight of `out`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
+    w: &Weights<'_>,
+    n: usize,
+    start: usize,
+    codes: &[u8],
+    out: &mut [f32],
+) {
+    // Each lane takes the two bytes in which its code is, and shifts it down.
+    let mut spread = [-1i8; 32];
+    let mut shifts = [0i32; 8];
+    for (lane, shift) in shifts.iter_mut().enumerate() {
+        let bit = lane * BITS;
+        spread[lane * 4] = (bit / 8) as i8;
+        spread[lane * 4 + 1] = if bit % 8 + BITS > 8 { (bit / 8 + 1) as i8 } else { -1 };
+        *shift = (bit % 8) as i32;
+    }
+    let group = w.how.group_size as usize;
+    let (mut scale, mut bias) = ([0.0], [0.0]);
+    // SAFETY: plain vector instructions; loads and stores stay in arrays and slices.
+    unsafe {
+        let spread = _mm256_loadu_si256(spread.as_ptr().cast());
+        let shifts = _mm256_loadu_si256(shifts.as_ptr().cast());
+        let mask = _mm256_set1_epi32((1 << BITS) - 1);
+        let table = _mm256_loadu_ps(E2M1.as_ptr());
+        for (i, out) in out.chunks_exact_mut(8).enumerate() {
+            let at = start + i * 8;
+            if i == 0 || at.is_multiple_of(group) {
+                let index = n * w.groups() + at / group;
+                w.scales.read(index, &mut scale);
+                w.biases.iter().for_each(|biases| biases.read(index, &mut bias));
+            }
+            let here = &codes[i * BITS..];
+            let eight = if here.len() >= 16 {
+                _mm_loadu_si128(here.as_ptr().cast())
+            } else {
+                let mut padded = [0u8; 16];
+                padded[..here.len()].copy_from_slice(here);
+                _mm_loadu_si128(padded.as_ptr().cast())
+            };
+            let lanes = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), spread);
+            let codes = _mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), mask);
+            let values = match FLOAT {
+                4 => {
+                    let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
+                    let magnitude = _mm256_permutevar8x32_ps(table, codes);
+                    _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign))
+                }
+                8 => {
+                    let top = _mm256_srai_epi32::<4>(_mm256_slli_epi32::<24>(codes));
+                    let bits = _mm256_and_si256(top, _mm256_set1_epi32(0x87f0_0000u32 as i32));
+                    let unbias = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
+                    _mm256_mul_ps(_mm256_castsi256_ps(bits), unbias)
+                }
+                _ => _mm256_cvtepi32_ps(codes),
+            };
+            let scale = _mm256_set1_ps(scale[0]);
+            let values = _mm256_fmadd_ps(values, scale, _mm256_set1_ps(bias[0]));
+            _mm256_storeu_ps(out.as_mut_ptr(), values);
+        }
+    }
+}
+
+/// Groups whose scales are decoded at a time, at most.
 const CHUNK: usize = 64;
+/// Columns that are worked through at a time, so that what they meet of `x` stays in the nearest cache.
+const COLUMNS: usize = 1024;
 
 /// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time.
 pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
@@ -45,32 +135,46 @@ fn lanes<C: Codes>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize
 fn blocks<C: Codes, const LANES: usize>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
     let x_rows = x.len() / w.k;
     let inputs: Vec<Input> = x.chunks_exact(w.k).map(|x| Input::new::<C>(x, w)).collect();
+    let chunk = COLUMNS / w.how.group_size as usize;
+    // Rows of weights that pass over a part of `x` before the next part.
+    let block = if x_rows > 2 { 32 } else { 4 };
     pool::for_each_piece(columns, grain * x_rows, |piece, columns| {
         let rows = columns.len() / x_rows;
         let first = piece * grain;
-        // Weights that were read once serve every row of `x`: from memory for the first, then from cache.
-        for start in (0..rows).step_by(4) {
-            for (i, inputs) in inputs.chunks(4).enumerate() {
-                let mut put = |n: usize, sums: &[f32]| {
-                    if start + n < rows {
-                        columns[(start + n) * x_rows + i * 4..][..sums.len()].copy_from_slice(sums);
+        let quads = x_rows.div_ceil(4);
+        let mut totals = vec![Totals::default(); block / 4 * quads];
+        for start in (0..rows).step_by(block) {
+            let end = rows.min(start + block);
+            totals.fill(Totals::default());
+            for group in (0..w.groups()).step_by(chunk) {
+                for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact_mut(quads)) {
+                    for (inputs, totals) in inputs.chunks(4).zip(totals) {
+                        let n = first + n;
+                        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
+                        unsafe {
+                            match inputs {
+                                [a] => strip::<C, LANES, 4, 1>(w, n, [a], group, chunk, totals, 0),
+                                [a, b] => strip::<C, LANES, 4, 2>(w, n, [a, b], group, chunk, totals, 0),
+                                [a, b, c] => {
+                                    strip::<C, LANES, 2, 3>(w, n, [a, b, c], group, chunk, totals, 0);
+                                    strip::<C, LANES, 2, 3>(w, n + 2, [a, b, c], group, chunk, totals, 2);
+                                }
+                                [a, b, c, d, ..] => {
+                                    strip::<C, LANES, 2, 4>(w, n, [a, b, c, d], group, chunk, totals, 0);
+                                    strip::<C, LANES, 2, 4>(w, n + 2, [a, b, c, d], group, chunk, totals, 2);
+                                }
+                                [] => {}
+                            }
+                        }
                     }
-                };
-                let n = first + start;
-                // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-                unsafe {
-                    match inputs {
-                        [a] => strip::<C, LANES, 4, 1>(w, n, [a], &mut put),
-                        [a, b] => strip::<C, LANES, 4, 2>(w, n, [a, b], &mut put),
-                        [a, b, c] => {
-                            strip::<C, LANES, 2, 3>(w, n, [a, b, c], &mut put);
-                            strip::<C, LANES, 2, 3>(w, n + 2, [a, b, c], &mut |n, sums| put(n + 2, sums));
-                        }
-                        [a, b, c, d, ..] => {
-                            strip::<C, LANES, 2, 4>(w, n, [a, b, c, d], &mut put);
-                            strip::<C, LANES, 2, 4>(w, n + 2, [a, b, c, d], &mut |n, sums| put(n + 2, sums));
-                        }
-                        [] => {}
+                }
+            }
+            for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact(quads)) {
+                for (r, sums) in
+                    columns[n * x_rows..].chunks_exact_mut(x_rows).take((end - n).min(4)).enumerate()
+                {
+                    for (m, out) in sums.iter_mut().enumerate() {
+                        *out = total(&totals[m / 4].0[r][m % 4]);
                     }
                 }
             }
@@ -82,6 +186,16 @@ fn blocks<C: Codes, const LANES: usize>(w: &Weights<'_>, x: &[f32], columns: &mu
             }
         }
     });
+}
+
+/// Partial sums of four rows of weights and four of `x`.
+#[derive(Clone, Copy, Default)]
+struct Totals([[[f32; 8]; 4]; 4]);
+
+/// The sum of the lanes.
+fn total(lanes: &[f32; 8]) -> f32 {
+    let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// A row of `x`, laid out for a kind of codes.
@@ -330,8 +444,8 @@ impl Codes for Float8 {
     }
 }
 
-/// Rows `n..n + R` of the weights times `M` rows of `x`; `put(r, sums)` takes the sums of a row. Rows beyond
-/// the last are computed as the last.
+/// Adds the products of rows `n..n + R` of the weights with `M` rows of `x`, over as many groups as `chunk` from
+/// group `start` on, to `all`, from its row `at` on. Rows beyond the last are computed as the last.
 ///
 /// # Safety
 /// The CPU must have AVX2, FMA and F16C.
@@ -340,7 +454,10 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
     w: &Weights<'_>,
     n: usize,
     x: [&Input; M],
-    put: &mut impl FnMut(usize, &[f32]),
+    start: usize,
+    chunk: usize,
+    all: &mut Totals,
+    at: usize,
 ) {
     let (groups, row_bytes) = (w.groups(), w.row_bytes());
     let rows: [usize; R] = std::array::from_fn(|r| (n + r).min(w.n - 1));
@@ -349,72 +466,76 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
     let group_shift = per_group.trailing_zeros();
     let blocks = w.k.div_ceil(8 * C::P);
     assert!(x.iter().all(|x| x.factors.len() == blocks * 8 * C::P && x.offsets.len() == blocks * 8));
+    assert!(chunk <= CHUNK && start.is_multiple_of(chunk));
     // Blocks that can be read where they are, in the last of the rows and so in each.
     let room = (w.codes.len() - rows[R - 1] * row_bytes).saturating_sub(C::HALF + 16 - block_bytes);
     let direct = (row_bytes / block_bytes).min(room / block_bytes);
-    let mut totals = [[_mm256_setzero_ps(); M]; R];
+    let mut totals: [[__m256; M]; R] =
+        // SAFETY: eight numbers each.
+        std::array::from_fn(|r| std::array::from_fn(|m| unsafe { _mm256_loadu_ps(all.0[at + r][m].as_ptr()) }));
     // Four more than a chunk: a block reads up to four scales.
     let mut scales = [[0.0f32; CHUNK + 4]; R];
-    for start in (0..groups).step_by(CHUNK) {
-        let count = CHUNK.min(groups - start);
-        for r in 0..R {
-            w.scales.read(rows[r] * groups + start, &mut scales[r][..count]);
-            scales[r][count..].fill(0.0);
-            let Some(biases) = &w.biases else { continue };
-            let mut centred = [0.0f32; CHUNK];
-            biases.read(rows[r] * groups + start, &mut centred[..count]);
-            for (bias, scale) in centred[..count].iter_mut().zip(&scales[r]) {
-                *bias += C::MIDDLE * scale;
-            }
-            for (at, biases) in centred[..count.next_multiple_of(8)].chunks_exact(8).enumerate() {
-                // SAFETY: eight numbers each: the sums go up to a whole chunk.
-                unsafe {
-                    let biases = _mm256_loadu_ps(biases.as_ptr());
-                    for m in 0..M {
-                        let sums = _mm256_loadu_ps(x[m].group_sums[start + at * 8..][..8].as_ptr());
-                        totals[r][m] = _mm256_fmadd_ps(biases, sums, totals[r][m]);
-                    }
+    let count = chunk.min(groups - start);
+    for r in 0..R {
+        w.scales.read(rows[r] * groups + start, &mut scales[r][..count]);
+        scales[r][count..].fill(0.0);
+        let Some(biases) = &w.biases else { continue };
+        let mut centred = [0.0f32; CHUNK];
+        biases.read(rows[r] * groups + start, &mut centred[..count]);
+        for (bias, scale) in centred[..count].iter_mut().zip(&scales[r]) {
+            *bias += C::MIDDLE * scale;
+        }
+        for (at, biases) in centred[..count.next_multiple_of(8)].chunks_exact(8).enumerate() {
+            // SAFETY: eight numbers each: the sums go up to a whole chunk.
+            unsafe {
+                let biases = _mm256_loadu_ps(biases.as_ptr());
+                for m in 0..M {
+                    let sums = _mm256_loadu_ps(x[m].group_sums[start + at * 8..][..8].as_ptr());
+                    totals[r][m] = _mm256_fmadd_ps(biases, sums, totals[r][m]);
                 }
             }
         }
-        let first_block = start * per_group / 8;
-        for block in 0..(count * per_group).div_ceil(8) {
-            let at = first_block + block;
-            // SAFETY: a direct block has all the bytes that are read; `blocks` are in each row of `x`, eight
-            // numbers for each of its places; four scales lie behind each place in a chunk.
-            unsafe {
-                let codes: [C::Loaded; R] = std::array::from_fn(|r| {
-                    if at < direct {
-                        C::load(w.codes.as_ptr().add(rows[r] * row_bytes + at * block_bytes))
-                    } else {
-                        load_rest::<C>(&w.codes[rows[r] * row_bytes..][..row_bytes], at * block_bytes)
-                    }
-                });
-                let mut sums = [[_mm256_setzero_ps(); M]; R];
-                for m in 0..M {
-                    let offsets = _mm256_loadu_ps(x[m].offsets.as_ptr().add(at * 8));
-                    sums.iter_mut().for_each(|sums| sums[m] = offsets);
+    }
+    let first_block = start * per_group / 8;
+    for block in 0..(count * per_group).div_ceil(8) {
+        let at = first_block + block;
+        // SAFETY: a direct block has all the bytes that are read; `blocks` are in each row of `x`, eight
+        // numbers for each of its places; four scales lie behind each place in a chunk.
+        unsafe {
+            let codes: [C::Loaded; R] = std::array::from_fn(|r| {
+                if at < direct {
+                    C::load(w.codes.as_ptr().add(rows[r] * row_bytes + at * block_bytes))
+                } else {
+                    load_rest::<C>(&w.codes[rows[r] * row_bytes..][..row_bytes], at * block_bytes)
                 }
-                for j in 0..C::P {
-                    for r in 0..R {
-                        let number = C::number(codes[r], j);
-                        for m in 0..M {
-                            let factors = _mm256_loadu_ps(x[m].factors.as_ptr().add((at * C::P + j) * 8));
-                            sums[r][m] = _mm256_fmadd_ps(number, factors, sums[r][m]);
-                        }
-                    }
-                }
+            });
+            let mut sums = [[_mm256_setzero_ps(); M]; R];
+            for m in 0..M {
+                let offsets = _mm256_loadu_ps(x[m].offsets.as_ptr().add(at * 8));
+                sums.iter_mut().for_each(|sums| sums[m] = offsets);
+            }
+            for j in 0..C::P {
                 for r in 0..R {
-                    let scale = lane_scales::<LANES>(scales[r].as_ptr().add((block * 8) >> group_shift));
+                    let number = C::number(codes[r], j);
                     for m in 0..M {
-                        totals[r][m] = _mm256_fmadd_ps(sums[r][m], scale, totals[r][m]);
+                        let factors = _mm256_loadu_ps(x[m].factors.as_ptr().add((at * C::P + j) * 8));
+                        sums[r][m] = _mm256_fmadd_ps(number, factors, sums[r][m]);
                     }
+                }
+            }
+            for r in 0..R {
+                let scale = lane_scales::<LANES>(scales[r].as_ptr().add((block * 8) >> group_shift));
+                for m in 0..M {
+                    totals[r][m] = _mm256_fmadd_ps(sums[r][m], scale, totals[r][m]);
                 }
             }
         }
     }
     for (r, totals) in totals.iter().enumerate() {
-        put(r, &totals.map(|total| sum(total)));
+        for (m, total) in totals.iter().enumerate() {
+            // SAFETY: eight numbers each.
+            unsafe { _mm256_storeu_ps(all.0[at + r][m].as_mut_ptr(), *total) };
+        }
     }
 }
 
@@ -447,12 +568,4 @@ unsafe fn lane_scales<const LANES: usize>(first: *const f32) -> __m256 {
         };
         _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), which)
     }
-}
-
-/// The sum of the lanes.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn sum(v: __m256) -> f32 {
-    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
 }

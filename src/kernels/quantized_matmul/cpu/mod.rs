@@ -5,17 +5,25 @@
 pub(super) mod avx2;
 pub(super) mod portable;
 
-use std::sync::LazyLock;
-
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::array::Dtype;
 use crate::error::{Error, Result};
 use crate::kernels::View;
+use crate::kernels::path::Path;
+use crate::kernels::product::Lines;
 use crate::ops::{Quantization, QuantizationMode};
 
+/// A batch of quantized matrices.
+pub(super) struct Batch<'a> {
+    all: Weights<'a>,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// A quantized matrix of `n` rows and `k` columns.
+#[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
     /// Rows of codes: little-endian streams of bits.
     pub codes: &'a [u8],
@@ -28,34 +36,72 @@ pub(super) struct Weights<'a> {
 }
 
 /// One number for each group of each row, as stored.
+#[derive(Clone, Copy)]
 pub(super) enum Scales<'a> {
     Float32(&'a [f32]),
     Float16(&'a [f16]),
     Bfloat16(&'a [bf16]),
-    /// Codes of 8-bit floats, and what they stand for.
-    Float8(&'a [u8], &'static [f32; 256]),
+    /// 8-bit floats.
+    Float8(&'a [u8]),
+    /// Powers of two.
+    Exponent(&'a [u8]),
 }
 
-impl<'a> Weights<'a> {
+impl<'a> Batch<'a> {
     pub fn new(
         w: &View<'a>,
         scales: &View<'a>,
         biases: Option<&View<'a>>,
         how: Quantization,
     ) -> Result<Self> {
-        let [n, words] = *w.shape() else {
+        let &[ref batch @ .., n, words] = w.shape() else {
             return Err(Error::argument("quantized_matmul", format!("weights of shape {:?}", w.shape())));
         };
-        Ok(Self {
+        let all = Weights {
             codes: bytemuck::cast_slice(w.as_slice::<u32>()?),
             scales: Scales::new(scales, how.mode)?,
             biases: biases.map(|b| Scales::new(b, how.mode)).transpose()?,
             how,
             n: n as usize,
-            k: words as usize * 32 / how.bits as usize,
-        })
+            k: (i64::from(words) * 32 / i64::from(how.bits)) as usize,
+        };
+        Ok(Self { all, count: batch.iter().map(|&size| size as usize).product() })
     }
 
+    /// Rows and columns of each.
+    pub fn sizes(&self) -> [usize; 2] {
+        [self.all.n, self.all.k]
+    }
+
+    pub fn matrix(&self, index: usize) -> Weights<'a> {
+        let all = &self.all;
+        let (bytes, groups) = (all.n * all.row_bytes(), all.n * all.groups());
+        Weights {
+            codes: &all.codes[index * bytes..][..bytes],
+            scales: all.scales.part(index * groups, groups),
+            biases: all.biases.map(|biases| biases.part(index * groups, groups)),
+            ..*all
+        }
+    }
+}
+
+impl Lines for Matrix<'_> {
+    fn read(&self, line: usize, start: usize, out: &mut [f32]) {
+        match self.path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => avx2::decode(&self.w, line, start, out),
+            _ => portable::decode(&self.w, line, start, out),
+        }
+    }
+}
+
+/// A quantized matrix whose rows are read as numbers, and on which path.
+pub(super) struct Matrix<'a> {
+    pub w: Weights<'a>,
+    pub path: Path,
+}
+
+impl Weights<'_> {
     /// Groups in a row.
     pub fn groups(&self) -> usize {
         self.k / self.how.group_size as usize
@@ -70,12 +116,23 @@ impl<'a> Weights<'a> {
 impl<'a> Scales<'a> {
     fn new(view: &View<'a>, mode: QuantizationMode) -> Result<Self> {
         Ok(match (view.dtype(), mode) {
-            (Dtype::Uint8, QuantizationMode::Nvfp4) => Self::Float8(view.as_slice()?, &E4M3),
-            (Dtype::Uint8, _) => Self::Float8(view.as_slice()?, &E8M0),
+            (Dtype::Uint8, QuantizationMode::Nvfp4) => Self::Float8(view.as_slice()?),
+            (Dtype::Uint8, _) => Self::Exponent(view.as_slice()?),
             (Dtype::Float16, _) => Self::Float16(view.as_slice()?),
             (Dtype::Bfloat16, _) => Self::Bfloat16(view.as_slice()?),
             _ => Self::Float32(view.as_slice()?),
         })
+    }
+
+    fn part(&self, start: usize, count: usize) -> Self {
+        let range = start..start + count;
+        match *self {
+            Self::Float32(s) => Self::Float32(&s[range]),
+            Self::Float16(s) => Self::Float16(&s[range]),
+            Self::Bfloat16(s) => Self::Bfloat16(&s[range]),
+            Self::Float8(s) => Self::Float8(&s[range]),
+            Self::Exponent(s) => Self::Exponent(&s[range]),
+        }
     }
 
     /// Reads as many numbers as `out` takes, from number `start`.
@@ -90,9 +147,11 @@ impl<'a> Scales<'a> {
                     *out = f32::from_bits(u32::from(s.to_bits()) << 16);
                 }
             }
-            Self::Float8(s, table) => {
+            Self::Float8(s) => out.iter_mut().zip(&s[range]).for_each(|(out, &s)| *out = e4m3(s)),
+            // From 2^-127 up. As in MLX, the last is infinite.
+            Self::Exponent(s) => {
                 for (out, &s) in out.iter_mut().zip(&s[range]) {
-                    *out = table[usize::from(s)];
+                    *out = f32::from_bits((u32::from(s) << 23).max(1 << 22));
                 }
             }
         }
@@ -103,15 +162,9 @@ impl<'a> Scales<'a> {
 pub(super) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// 8-bit floats: a sign, four bits of exponent, three of mantissa. As MLX, without a NaN.
-pub(super) static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| {
-    std::array::from_fn(|code| {
-        // The bits have the places they have in float16, whose exponent has another bias.
-        let magnitude = f16::from_bits((code as u16 & 127) << 7).to_f32() * 256.0;
-        if code & 128 == 0 { magnitude } else { -magnitude }
-    })
-});
-
-/// Powers of two, from 2^-127 up. As MLX, the last is infinite.
-pub(super) static E8M0: LazyLock<[f32; 256]> =
-    LazyLock::new(|| std::array::from_fn(|code| f32::from_bits(((code as u32) << 23).max(1 << 22))));
+/// An 8-bit float: a sign, four bits of exponent, three of mantissa. As in MLX, none is a NaN.
+pub(super) fn e4m3(code: u8) -> f32 {
+    // The bits have the places they have in float32, whose exponent has another bias.
+    let (sign, magnitude) = (u32::from(code & 128) << 24, u32::from(code & 127) << 20);
+    f32::from_bits(sign | magnitude) * f32::from_bits((127 + 120) << 23)
+}

@@ -1,6 +1,6 @@
 //! Rust for any CPU: a row of weights is decoded once and multiplied with every row of `x`.
 
-use super::{E2M1, E4M3, Weights};
+use super::{E2M1, Weights, e4m3};
 use crate::kernels::pool;
 use crate::ops::QuantizationMode;
 
@@ -21,55 +21,62 @@ pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
 /// Room for a decoded row.
 pub struct Row<'a> {
     w: &'a Weights<'a>,
-    scales: Vec<f32>,
-    biases: Vec<f32>,
     values: Vec<f32>,
 }
 
 impl<'a> Row<'a> {
     pub fn new(w: &'a Weights<'a>) -> Self {
-        let groups = w.groups();
-        Self { w, scales: vec![0.0; groups], biases: vec![0.0; groups], values: vec![0.0; w.k] }
+        Self { w, values: vec![0.0; w.k] }
     }
 
     /// Row `n` as numbers.
     pub fn decode(&mut self, n: usize) -> &[f32] {
-        let (w, groups, bytes) = (self.w, self.w.groups(), self.w.row_bytes());
-        w.scales.read(n * groups, &mut self.scales);
-        if let Some(biases) = &w.biases {
-            biases.read(n * groups, &mut self.biases);
-        }
-        let codes = &w.codes[n * bytes..][..bytes];
-        match (w.how.mode, w.how.bits) {
-            (QuantizationMode::Affine, 2) => self.decode_codes::<2>(codes, |c| c as f32),
-            (QuantizationMode::Affine, 3) => self.decode_codes::<3>(codes, |c| c as f32),
-            (QuantizationMode::Affine, 4) => self.decode_codes::<4>(codes, |c| c as f32),
-            (QuantizationMode::Affine, 5) => self.decode_codes::<5>(codes, |c| c as f32),
-            (QuantizationMode::Affine, 6) => self.decode_codes::<6>(codes, |c| c as f32),
-            (QuantizationMode::Affine, _) => self.decode_codes::<8>(codes, |c| c as f32),
-            (QuantizationMode::Mxfp8, _) => self.decode_codes::<8>(codes, |c| E4M3[c as usize]),
-            (QuantizationMode::Mxfp4 | QuantizationMode::Nvfp4, _) => {
-                self.decode_codes::<4>(codes, |c| E2M1[c as usize]);
-            }
-        }
+        decode(self.w, n, 0, &mut self.values);
         &self.values
     }
+}
 
-    fn decode_codes<const BITS: usize>(&mut self, codes: &[u8], value: impl Fn(u32) -> f32) {
-        let eight = codes.chunks_exact(BITS);
-        for (out, codes) in self.values.chunks_exact_mut(8).zip(eight) {
-            let mut word = [0; 8];
-            word[..BITS].copy_from_slice(codes);
-            let word = u64::from_le_bytes(word);
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = value((word >> (i * BITS)) as u32 & ((1 << BITS) - 1));
-            }
+/// Numbers `start..start + out.len()` of row `n`; both are multiples of eight.
+pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
+    let bits = w.how.bits as usize;
+    let codes = &w.codes[n * w.row_bytes() + start / 8 * bits..][..out.len() / 8 * bits];
+    match (w.how.mode, w.how.bits) {
+        (QuantizationMode::Affine, 2) => unpack::<2>(codes, out, |c| c as f32),
+        (QuantizationMode::Affine, 3) => unpack::<3>(codes, out, |c| c as f32),
+        (QuantizationMode::Affine, 4) => unpack::<4>(codes, out, |c| c as f32),
+        (QuantizationMode::Affine, 5) => unpack::<5>(codes, out, |c| c as f32),
+        (QuantizationMode::Affine, 6) => unpack::<6>(codes, out, |c| c as f32),
+        (QuantizationMode::Affine, _) => unpack::<8>(codes, out, |c| c as f32),
+        (QuantizationMode::Mxfp8, _) => unpack::<8>(codes, out, |c| e4m3(c as u8)),
+        (QuantizationMode::Mxfp4 | QuantizationMode::Nvfp4, _) => {
+            unpack::<4>(codes, out, |c| E2M1[c as usize]);
         }
-        let groups = self.values.chunks_exact_mut(self.w.how.group_size as usize);
-        for ((values, &scale), &bias) in groups.zip(&self.scales).zip(&self.biases) {
-            for value in values {
-                *value = *value * scale + bias;
-            }
+    }
+    let (group, first) = (w.how.group_size as usize, n * w.groups());
+    let (mut at, end) = (start, start + out.len());
+    for values in std::iter::from_fn(|| {
+        let next = (at / group + 1) * group;
+        let range = at.min(end)..next.min(end);
+        at = next;
+        (!range.is_empty()).then_some(range)
+    }) {
+        let index = first + values.start / group;
+        let (mut scale, mut bias) = ([0.0], [0.0]);
+        w.scales.read(index, &mut scale);
+        w.biases.iter().for_each(|biases| biases.read(index, &mut bias));
+        for value in &mut out[values.start - start..values.end - start] {
+            *value = *value * scale[0] + bias[0];
+        }
+    }
+}
+
+fn unpack<const BITS: usize>(codes: &[u8], out: &mut [f32], value: impl Fn(u32) -> f32) {
+    for (out, codes) in out.chunks_exact_mut(8).zip(codes.chunks_exact(BITS)) {
+        let mut word = [0; 8];
+        word[..BITS].copy_from_slice(codes);
+        let word = u64::from_le_bytes(word);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = value((word >> (i * BITS)) as u32 & ((1 << BITS) - 1));
         }
     }
 }
