@@ -182,7 +182,7 @@ fn a_bad_checkpoint_is_one_clear_error() {
         ("num_hidden_layers", (-1).into(), "num_hidden_layers"),
         ("hidden_size", 64.into(), "[40, 64]"),
         ("head_dim", 6.into(), "q_proj"),
-        ("head_dim", 7.into(), "7 dimensions"),
+        ("head_dim", 7.into(), "q_proj"),
         ("head_dim", i32::MAX.into(), "head_dim"),
         ("vocab_size", 41.into(), "embed_tokens"),
         ("rms_norm_eps", "NaN".into(), "rms_norm_eps"),

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Of float32, and of half precision and quantized weights; or so many times what noise of 1e-6 in the weights does.
+# Of float32, and of quantized weights; or so many times what noise of 1e-6 in the weights does. Half precision has
+# what its generator suggests: the source's own logits are further than that from those of float32.
 FLOAT32, REDUCED, NOISE_FACTOR = 2e-4, 2e-3, 20.0
 DEVIATIONS = json.loads((Path(__file__).resolve().parent / "deviations.json").read_text())
 
@@ -55,6 +56,8 @@ def is_exact(case):
 
 
 def tolerance(case, std):
+    if case.get("dtype", "float32") != "float32":
+        return case["suggested_atol"] / std
     noise = case.get("max_abs_diff_weights_noise_1e-6", case.get("sensitivity", 0.0))
     return max(NOISE_FACTOR * noise / std, FLOAT32 if is_exact(case) else REDUCED)
 
