@@ -14,7 +14,13 @@ mod view;
 
 pub use custom::{CustomKernel, apply};
 pub(crate) use matmul::{addmm, gather_mm, matmul};
-pub use path::{Path, active, force};
+pub use path::{Path, force};
 pub use pool::{set_threads, threads};
 pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul};
 pub use view::{Spec, View, ViewMut};
+
+/// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel
+/// that has no implementation for it takes the next slower one that it has.
+pub fn active() -> Path {
+    path::current()
+}

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use crate::error::{Error, Result};
 
-/// An implementation of a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// An implementation of a kernel. Of two, the greater is the faster; whatever runs the one runs the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Path {
     /// Operations of MLX.
     Reference,
@@ -15,34 +16,52 @@ pub enum Path {
     Portable,
     /// x86 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-512 F, BW, DQ and VL; with BF16 where the CPU has it.
+    Avx512,
+    /// The same with AVX-512 BF16 and AMX-BF16, on Linux.
+    Amx,
 }
 
 impl Path {
     /// Every path, the fastest last.
-    pub const ALL: [Self; 3] = [Self::Reference, Self::Portable, Self::Avx2];
+    pub const ALL: [Self; 5] = [Self::Reference, Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 
-    /// `reference`, `portable` or `avx2`.
+    /// `reference`, `portable`, `avx2`, `avx512` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Reference => "reference",
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
     /// Whether this machine can run it.
+    #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
         match self {
             Self::Reference | Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            Self::Amx => false,
         }
+    }
+
+    /// Whether this machine can run it.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        matches!(self, Self::Reference | Self::Portable)
     }
 }
 
@@ -81,12 +100,44 @@ pub fn force<R>(path: Path, f: impl FnOnce() -> R) -> Result<R> {
     Ok(f())
 }
 
-/// The path that kernels of this thread take now: the forced one, or the fastest of this machine.
-pub fn active() -> Path {
+/// The path of this thread: the forced one, or the fastest of this machine.
+pub(super) fn current() -> Path {
     FORCED.get().unwrap_or_else(fastest)
 }
 
+/// The path that a kernel takes now which has, besides the reference and the portable one, those of `has`.
+pub(crate) fn active_of(has: &[Path]) -> Path {
+    let current = current();
+    let below = has.iter().copied().filter(|&path| path <= current).max();
+    below.unwrap_or(current.min(Path::Portable))
+}
+
 fn fastest() -> Path {
-    let available = Path::ALL.into_iter().rev().find(|p| p.is_available());
-    available.unwrap_or(Path::Reference)
+    static FASTEST: LazyLock<Path> = LazyLock::new(|| {
+        let available = Path::ALL.into_iter().rev().find(|p| p.is_available());
+        available.unwrap_or(Path::Reference)
+    });
+    *FASTEST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_takes_what_it_has() {
+        let on = |active, has: &[Path]| {
+            FORCED.set(Some(active));
+            let path = active_of(has);
+            FORCED.set(None);
+            path
+        };
+        assert_eq!(on(Path::Amx, &[Path::Avx2]), Path::Avx2);
+        assert_eq!(on(Path::Amx, &[Path::Avx2, Path::Avx512]), Path::Avx512);
+        assert_eq!(on(Path::Avx2, &[Path::Avx512, Path::Avx2]), Path::Avx2);
+        assert_eq!(on(Path::Avx2, &[Path::Avx512]), Path::Portable);
+        assert_eq!(on(Path::Portable, &[Path::Avx2]), Path::Portable);
+        assert_eq!(on(Path::Reference, &[Path::Avx2]), Path::Reference);
+        assert_eq!(on(Path::Avx512, &[]), Path::Portable);
+    }
 }

@@ -7,7 +7,7 @@ mod reference;
 
 use std::sync::Once;
 
-use super::path::{Path, active};
+use super::path::{Path, active_of};
 use super::product::{Dense, Lines, Numbers, Picked, Side, Sums, batch_origins, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
@@ -78,7 +78,7 @@ fn first(outputs: Result<Vec<Array>>) -> Result<Array> {
 
 /// The path of a product of the first two, unless MLX's own is to be taken.
 fn path_for(operands: &[&Array], only_halves: bool) -> Option<Path> {
-    let path = active();
+    let path = active_of(&[Path::Avx2]);
     let half = |x: &&Array| matches!(x.dtype(), Dtype::Float16 | Dtype::Bfloat16);
     let case = operands.iter().all(|x| half(x) || x.dtype() == Dtype::Float32)
         && (!only_halves || operands[..2].iter().any(half))

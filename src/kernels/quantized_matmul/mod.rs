@@ -11,7 +11,7 @@ mod reference;
 use std::sync::Once;
 
 use self::cpu::{Batch, Matrix, Weights};
-use super::path::{Path, active};
+use super::path::{Path, active_of};
 use super::product::{Dense, Numbers, Side, Sums, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
@@ -78,7 +78,7 @@ fn path_for(
     transpose: bool,
     how: Quantization,
 ) -> Option<Path> {
-    let path = active();
+    let path = active_of(&[Path::Avx2]);
     let on_cpu = current_device().kind == DeviceKind::Cpu;
     if path == Path::Reference || !on_cpu || !suits(x, w, scales, biases, transpose, how) {
         return None;
