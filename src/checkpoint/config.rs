@@ -92,10 +92,9 @@ impl Config {
     /// The config as a model's own type. Fails with the key that is missing, or is not what it should
     /// be: another type, a number out of range, `NaN`.
     pub fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        python_json::read(&self.json).map_err(|e| {
-            let (key, cause) = (e.path().to_string(), e.inner());
-            // `.` stands for the whole config: the cause names the key then.
-            self.invalid(if key == "." { cause.to_string() } else { format!("`{key}`: {cause}") })
+        python_json::read(&self.json).map_err(|(key, cause)| {
+            // Where the key is not known, the cause names it: it is missing.
+            self.invalid(key.map_or_else(|| cause.to_string(), |key| format!("`{key}`: {cause}")))
         })
     }
 

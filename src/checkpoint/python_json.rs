@@ -16,9 +16,40 @@ pub(super) fn parse(text: &str) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// A `T` from a parsed value. Errors name the key.
-pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, serde_path_to_error::Error<Error>> {
-    serde_path_to_error::deserialize(Python(value))
+/// A `T` from a parsed value, or the key that is wrong, as far as it is known, and why.
+pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (Option<String>, Error)> {
+    serde_path_to_error::deserialize(Python(value)).map_err(|e| {
+        let key = Some(e.path().to_string()).filter(|path| path != ".");
+        let cause = e.into_inner();
+        (key.or_else(|| flattened::<T>(value, &cause.to_string())), cause)
+    })
+}
+
+/// The only key with a value as the error tells of and without which there is another error, or none:
+/// the path to a field of a flattened struct is lost on the way.
+fn flattened<T: DeserializeOwned>(value: &Value, error: &str) -> Option<String> {
+    let mut object = value.as_object()?.clone();
+    let keys = value.as_object()?.iter().filter(|(_, value)| error.contains(&told(value)));
+    let mut wrong = keys.filter_map(|(key, _)| {
+        let removed = object.remove(key)?;
+        let without = T::deserialize(Python(&Value::Object(object.clone())));
+        object.insert(key.clone(), removed);
+        (without.err().map(|e| e.to_string()).as_deref() != Some(error)).then(|| key.clone())
+    });
+    wrong.next().filter(|_| wrong.next().is_none())
+}
+
+/// A value as errors tell of it.
+fn told(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => format!("boolean `{value}`"),
+        Value::Number(number) if number.is_f64() => "floating point".to_owned(),
+        Value::Number(_) => format!("integer `{value}`"),
+        Value::String(value) => format!("string {value:?}"),
+        Value::Array(_) => "sequence".to_owned(),
+        Value::Object(_) => "map".to_owned(),
+    }
 }
 
 /// The text with literals that JSON lacks written as objects.

@@ -139,13 +139,11 @@ models! {
     "plamo" => lm::plamo;
     "plamo3" => lm::plamo3;
     "qwen" => lm::qwen;
-    "qwen2" => lm::qwen2;
-    "qwen2_vl" | "qwen2_5_vl" => lm::qwen2_vl;
-    "qwen3" => lm::qwen3;
+    "qwen2" | "qwen3" => lm::qwen3;
     "qwen3_5" | "qwen3_5_moe" | "qwen3_5_moe_text" | "qwen3_5_text" => lm::qwen3_5;
     "qwen3_moe" | "mellum" | "olmoe" | "qwen2_moe" => lm::qwen3_moe;
     "qwen3_next" => lm::qwen3_next;
-    "qwen3_vl" => lm::qwen3_vl;
+    "qwen2_5_vl" | "qwen2_vl" | "qwen3_vl" => lm::qwen3_vl;
     "qwen3_vl_moe" => lm::qwen3_vl_moe;
     "recurrent_gemma" => lm::recurrent_gemma;
     "rwkv7" => lm::rwkv7;

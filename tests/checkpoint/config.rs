@@ -77,6 +77,42 @@ fn absurd_numbers_are_refused_by_name() {
 }
 
 #[test]
+fn a_wrong_field_of_a_flattened_part_is_refused_by_name() {
+    #[derive(Debug, serde::Deserialize)]
+    #[allow(dead_code)] // only read
+    struct Whole {
+        layers: u8,
+        #[serde(flatten)]
+        first: First,
+        #[serde(flatten)]
+        second: Second,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    #[allow(dead_code)]
+    struct First {
+        dims: i32,
+        heads: Option<i32>,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    #[allow(dead_code)]
+    struct Second {
+        theta: Option<f64>,
+        window: u8,
+    }
+    let good = [("layers", "1"), ("dims", "2"), ("heads", "3"), ("theta", "4.5"), ("window", "6")];
+    for value in ["1099511627776", "-7", "2.5e300", "\"x\"", "true", "[1]", "{\"a\": 1}", "null"] {
+        for (at, (wrong, _)) in good.iter().enumerate().filter(|(_, (key, _))| *key != "layers") {
+            let entry = |(i, (key, good)): (usize, &(&str, &str))| {
+                format!("\"{key}\": {}", if i == at { value } else { good })
+            };
+            let text = good.iter().enumerate().map(entry).collect::<Vec<_>>().join(", ");
+            let Err(error) = parse(&format!("{{{text}}}")).args::<Whole>() else { continue };
+            assert!(error.to_string().contains(&format!("`{wrong}`: ")), "{wrong} {value}: {error}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_an_object_is_refused() {
     for text in ["", "[]", "1", "null", "NaN", "{", "{\"a\":}", "{\"a\": NaNa}", "{NaN: 1}", "\u{feff}{}"] {
         assert!(Config::parse("config.json", text).is_err(), "{text}");

@@ -354,14 +354,21 @@ pub struct TextPart<M> {
 parameters!(<M: LanguageModel> TextPart<M> { language_model });
 
 /// The config of a model with other parts: that of its language model is under `text_config`, or in old
-/// files at the top.
+/// files at the top, whose `model_type` holds where it has none.
 #[derive(Debug, Clone)]
 pub struct TextConfig<A>(pub A);
 
 impl<'de, A: DeserializeOwned> Deserialize<'de> for TextConfig<A> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut whole = serde_json::Value::deserialize(deserializer)?;
-        let text = whole.get_mut("text_config").filter(|text| text.is_object()).map(serde_json::Value::take);
+        let model_type = whole.get("model_type").cloned();
+        let mut text =
+            whole.get_mut("text_config").filter(|text| text.is_object()).map(serde_json::Value::take);
+        if let (Some(text), Some(model_type)) =
+            (text.as_mut().and_then(|text| text.as_object_mut()), model_type)
+        {
+            text.entry("model_type").or_insert(model_type);
+        }
         serde_json::from_value(text.unwrap_or(whole)).map(Self).map_err(serde::de::Error::custom)
     }
 }

@@ -21,6 +21,7 @@ mod router;
 pub mod sandwich;
 mod selective_scan;
 mod shared_attention;
+mod sizes;
 mod switch;
 mod wkv;
 
@@ -50,5 +51,6 @@ pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use sandwich::{Sandwich, add_finite};
 pub use selective_scan::{diagonal_scan, selective_scan};
 pub use shared_attention::{Seen, SharedAttention, sources};
+pub use sizes::Sizes;
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};
 pub use wkv::wkv;

@@ -4,31 +4,23 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, Decoder, ExpertCount, FeedForward, Groups, LayerType, Mlp, Moe, MoeNames, Names,
-    Routing, Scoring,
+    Attention, Block, Decoder, ExpertCount, FeedForward, Groups, LayerType, Moe, MoeNames, Routing, Scoring,
+    Sizes,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
     moe_intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: Option<i32>,
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
     #[serde(default)]
     num_shared_experts: i32,
-    rms_norm_eps: f32,
     sliding_window: Option<i32>,
     layer_types: Vec<LayerType>,
     is_moe_layer: Option<Vec<bool>>,
@@ -39,8 +31,6 @@ pub struct Args {
     topk_group: Option<i32>,
     routed_scaling_factor: Option<f32>,
     norm_topk_prob: Option<bool>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -52,25 +42,17 @@ fn one() -> usize {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let (layers, shared) = (self.num_hidden_layers, self.num_shared_experts);
+        let (layers, shared) = (self.sizes.num_hidden_layers, self.num_shared_experts);
         let moe_layers = self.is_moe_layer.as_ref().map_or(layers, Vec::len);
-        Checks::new("exaone_moe")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        self.sizes
+            .checks("exaone_moe")
             .size("moe_intermediate_size", self.moe_intermediate_size)
             .size("num_shared_experts", self.moe_intermediate_size.saturating_mul(shared.max(1)))
-            .size("vocab_size", self.vocab_size)
             .size("sliding_window", self.sliding_window.unwrap_or(1))
-            .heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
             .layer_types(layers, Some(&self.layer_types))
             .that(moe_layers == layers, || format!("{moe_layers} `is_moe_layer` for {layers} layers"))
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
     fn routing(&self) -> Routing {
@@ -94,11 +76,11 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    let rules = args.sizes.rules();
+    rules
         .drop("mtp.*", "predicts the tokens after the next")
         .rename("*.mlp.e_score_correction_bias", "*.mlp.gate.e_score_correction_bias")
-        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp")
 }
 
 /// The model.
@@ -107,38 +89,28 @@ pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, i, &w.pp("self_attn"))?,
-            feed_forward(args, i, &w.pp("mlp"))?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    args.sizes.decoder(w, |i, w| {
+        args.sizes.block(w, attention(args, i, &w.pp("self_attn"))?, feed_forward(args, i, &w.pp("mlp"))?)
     })
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.num_key_value_heads, args.head_dim());
-    let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
     let window = args.window(layer);
     let placed = window.is_some() || !args.layer_types.contains(&LayerType::SlidingAttention);
-    let rope = placed.then(|| Rope::new(head_dim, &args.rope, 1e6)).transpose()?;
+    let rope = placed.then(|| Rope::new(args.sizes.head_dim(), &args.rope, 1e6)).transpose()?;
     Ok(Attention {
-        q_norm: norm("q_norm")?,
-        k_norm: norm("k_norm")?,
+        q_norm: args.sizes.heads_norm(w, "q_norm", 1)?,
+        k_norm: args.sizes.heads_norm(w, "k_norm", 1)?,
         rope,
         window,
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+        ..args.sizes.attention(w)?
     })
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let (dims, hidden) = (args.hidden_size, args.moe_intermediate_size);
+    let (dims, hidden) = (args.sizes.hidden_size, args.moe_intermediate_size);
     if !args.has_experts(layer) {
-        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+        return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let moe = Moe::new(w, MoeNames::DEEPSEEK, args.routing(), dims, [args.experts.get(), hidden])?;
     Ok(Box::new(match args.num_shared_experts {

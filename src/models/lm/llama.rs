@@ -7,27 +7,15 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, LayerType, LogitsScale, Mlp, Names};
-use crate::nn::activations::Activation;
+use crate::models::blocks::{Attention, Block, Decoder, LayerType, LogitsScale, Mlp, Sizes};
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
     model_type: String,
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    #[serde(default)]
-    hidden_act: Activation,
-    vocab_size: i32,
-    /// By default the head is tied if the checkpoint has none.
-    tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    sizes: Sizes,
     layer_types: Option<Vec<LayerType>>,
     sliding_window: Option<i32>,
     /// Which layers turn queries and keys (1), and which do not (0).
@@ -47,25 +35,13 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("llama")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
+        self.sizes
+            .checks("llama")
             .size("sliding_window", self.sliding_window.unwrap_or(1))
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .layer_types(self.num_hidden_layers, self.no_rope_layers.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
+            .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
+            .layer_types(self.sizes.num_hidden_layers, self.no_rope_layers.as_deref())
             .eps("logits_scaling", self.logits_scaling.unwrap_or(1.0))
             .done()
-    }
-
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
     /// How many positions a layer sees; `None` for all. Mistral has no `layer_types`: all its layers
@@ -89,13 +65,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .drop("model.mtp_layers.*", "predict further tokens, for speculation");
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+    args.sizes.rules().drop("model.mtp_layers.*", "predict further tokens, for speculation")
 }
 
 /// The model.
@@ -104,37 +74,21 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let layers = args.num_hidden_layers;
-    let model = Decoder::new(
-        w,
-        Names::LLAMA,
-        [args.vocab_size, dims],
-        args.tie_word_embeddings,
-        norm,
-        layers,
-        |i, w| {
-            let block = Block::new(
-                attention(args, i, &w.pp("self_attn"))?,
-                Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-                w.rms_norm("input_layernorm", dims, eps)?,
-                w.rms_norm("post_attention_layernorm", dims, eps)?,
-            );
-            Ok(Block { residual_scale: args.residual_multiplier, ..block })
-        },
-    )?;
+    let sizes = &args.sizes;
+    let model = sizes.decoder(w, |i, w| {
+        let block = sizes.block(w, attention(args, i, &w.pp("self_attn"))?, sizes.mlp(&w.pp("mlp"))?)?;
+        Ok(Block { residual_scale: args.residual_multiplier, ..block })
+    })?;
     let logits = LogitsScale { factor: args.logits_scaling.map(f32::recip), ..LogitsScale::default() };
     Ok(Decoder { embed_scale: args.embedding_multiplier, logits, ..model })
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
-    let mut rope = args.rope.clone();
+    let (attention, mut rope) = (args.sizes.attention(w)?, args.rope.clone());
     rope.rope_traditional |= matches!(args.model_type.as_str(), "ernie4_5" | "helium");
-    let attention = Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?;
+    let turns = args.has_rope(layer);
     Ok(Attention {
-        rope: args.has_rope(layer).then(|| Rope::new(head_dim, &rope, 10_000.0)).transpose()?,
+        rope: turns.then(|| Rope::new(args.sizes.head_dim(), &rope, 10_000.0)).transpose()?,
         window: args.window(layer),
         growth: rope.query_growth()?,
         scale: args.attention_multiplier.unwrap_or(attention.scale),

@@ -81,8 +81,6 @@ pub mod phixtral;
 pub mod plamo;
 pub mod plamo3;
 pub mod qwen;
-pub mod qwen2;
-pub mod qwen2_vl;
 pub mod qwen3;
 pub mod qwen3_5;
 pub mod qwen3_moe;

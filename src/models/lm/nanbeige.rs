@@ -6,27 +6,16 @@ use crate::array::Array;
 use crate::cache::{Cache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::{Attention, Block, Decoder, DecoderLayer, Mlp, Names};
-use crate::models::{Checks, LanguageModel, stage};
-use crate::nn::activations::Activation;
+use crate::models::blocks::{Attention, Block, Decoder, DecoderLayer, Mlp, Sizes};
+use crate::models::{LanguageModel, stage};
 use crate::nn::{Rope, RopeConfig};
 use crate::parameters;
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    vocab_size: i32,
-    #[serde(default)]
-    hidden_act: Activation,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    #[serde(flatten)]
+    sizes: Sizes,
     num_loops: Option<usize>,
     /// One for each time but the first.
     loop_loss_weights: Option<Vec<f64>>,
@@ -46,12 +35,8 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let unknown = self.enable_double_loop_split || self.loop_share_kv || self.enable_depth_attention;
-        Checks::new("nanbeige")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.hidden_size)
-            .eps("rms_norm_eps", self.rms_norm_eps)
+        self.sizes
+            .checks("nanbeige")
             .that((1..=64).contains(&self.loops()), || format!("{} times through the layers", self.loops()))
             .that(!unknown, || {
                 "`enable_double_loop_split`, `loop_share_kv` and `enable_depth_attention` are not supported"
@@ -70,8 +55,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    args.sizes.rules()
 }
 
 /// The model.
@@ -88,19 +72,11 @@ parameters!(Model { decoder: "" });
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps, heads) = (args.hidden_size, args.rms_norm_eps, args.num_attention_heads);
-    let head_dim = args.head_dim.unwrap_or(dims / heads);
-    let rope = Rope::new(head_dim, &args.rope, 10_000.0)?;
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
-    let decoder = Decoder::new(w, Names::LLAMA, sizes, tied, norm, args.num_hidden_layers, |_, w| {
-        let attention = Attention::new(&w.pp("self_attn"), dims, heads, args.num_key_value_heads, head_dim)?;
-        Ok(Block::new(
-            Attention { rope: Some(rope.clone()), ..attention },
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    let sizes = &args.sizes;
+    let rope = Rope::new(sizes.head_dim(), &args.rope, 10_000.0)?;
+    let decoder = sizes.decoder(w, |_, w| {
+        let attention = Attention { rope: Some(rope.clone()), ..sizes.attention(&w.pp("self_attn"))? };
+        sizes.block(w, attention, sizes.mlp(&w.pp("mlp"))?)
     })?;
     Ok(Model { decoder, loops: args.loops(), norm_last: args.skip_loop_final_norm })
 }

@@ -1,29 +1,18 @@
-//! Qwen3: Llama with norms of the queries and keys of each head.
+//! Qwen3: Llama with norms of the queries and keys of each head. Qwen2 has biases instead.
 
 use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, LayerType, Mlp, Names};
-use crate::nn::activations::Activation;
+use crate::models::blocks::{Attention, Block, Decoder, LayerType, Mlp, Sizes};
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    #[serde(default)]
-    hidden_act: Activation,
-    vocab_size: i32,
-    /// By default the head is tied if the checkpoint has none.
-    tie_word_embeddings: Option<bool>,
+    model_type: String,
+    #[serde(flatten)]
+    sizes: Sizes,
     layer_types: Option<Vec<LayerType>>,
     sliding_window: Option<i32>,
     #[serde(default)]
@@ -37,23 +26,15 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("qwen3")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
+        self.sizes
+            .checks("qwen3")
             .size("sliding_window", self.sliding_window.unwrap_or(1))
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
+            .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
             .done()
     }
 
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    fn is_qwen2(&self) -> bool {
+        self.model_type.starts_with("qwen2")
     }
 
     /// How many positions a layer sees; `None` for all.
@@ -68,11 +49,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+    args.sizes.rules()
 }
 
 /// The model.
@@ -81,27 +58,17 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let layers = args.num_hidden_layers;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], args.tie_word_embeddings, norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, i, &w.pp("self_attn"))?,
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
-    })
+    let sizes = &args.sizes;
+    sizes.decoder(w, |i, w| sizes.block(w, attention(args, i, &w.pp("self_attn"))?, sizes.mlp(&w.pp("mlp"))?))
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
-    let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
+    let norm = |name| if args.is_qwen2() { Ok(None) } else { args.sizes.heads_norm(w, name, 1) };
     Ok(Attention {
         q_norm: norm("q_norm")?,
         k_norm: norm("k_norm")?,
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
+        rope: Some(Rope::new(args.sizes.head_dim(), &args.rope, 10_000.0)?),
         window: args.window(layer),
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+        ..args.sizes.attention(w)?
     })
 }

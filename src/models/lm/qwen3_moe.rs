@@ -5,27 +5,17 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, Decoder, ExpertCount, FeedForward, LayerType, Mlp, Moe, MoeNames, Names, Routing,
-    Scoring,
+    Attention, Block, Decoder, ExpertCount, FeedForward, LayerType, Moe, MoeNames, Routing, Scoring, Sizes,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
     model_type: String,
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    vocab_size: i32,
-    tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    sizes: Sizes,
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
@@ -70,43 +60,31 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let step = self.decoder_sparse_step;
-        Checks::new("qwen3_moe")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        self.sizes
+            .checks("qwen3_moe")
             .size("moe_intermediate_size", self.expert_size())
             .size("shared_expert_intermediate_size", self.shared_expert_intermediate_size.unwrap_or(1))
-            .size("vocab_size", self.vocab_size)
             .size("sliding_window", self.sliding_window().unwrap_or(1))
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
             .that(self.clip_qkv.is_none(), || "`clip_qkv` is not supported".to_owned())
-            .layer_types(self.num_hidden_layers, self.mlp_layer_types.as_deref())
+            .layer_types(self.sizes.num_hidden_layers, self.mlp_layer_types.as_deref())
             .that(step > 0, || format!("`decoder_sparse_step` is {step}"))
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
+            .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
             .done()
     }
 
     /// Features of the model.
     pub(super) fn dims(&self) -> i32 {
-        self.hidden_size
+        self.sizes.hidden_size
     }
 
     /// Features of an expert.
     pub(super) fn expert_size(&self) -> i32 {
-        self.moe_intermediate_size.unwrap_or(self.intermediate_size)
+        self.moe_intermediate_size.unwrap_or(self.sizes.intermediate_size)
     }
 
     fn is(&self, family: &str) -> bool {
         self.model_type.starts_with(family)
-    }
-
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
     fn routing(&self) -> Routing {
@@ -142,7 +120,7 @@ pub fn rules(args: &Args) -> Rules {
     let rules = Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    match args.tie_word_embeddings {
+    match args.sizes.tie_word_embeddings {
         Some(true) => rules.drop("*lm_head.*", "tied to the embeddings"),
         _ => rules,
     }
@@ -154,44 +132,34 @@ pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, args.tie_word_embeddings);
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, i, &w.pp("self_attn"))?,
-            feed_forward(args, i, &w.pp("mlp"))?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    args.sizes.decoder(w, |i, w| {
+        args.sizes.block(w, attention(args, i, &w.pp("self_attn"))?, feed_forward(args, i, &w.pp("mlp"))?)
     })
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
-    let all_heads = args.is("olmoe");
-    let norm = |name, heads| {
-        let normed = if all_heads { heads * head_dim } else { head_dim };
-        let norm = (!args.is("qwen2")).then(|| w.rms_norm(name, normed, args.rms_norm_eps)).transpose()?;
-        Ok(norm.map(Into::into))
+    let (sizes, all_heads) = (&args.sizes, args.is("olmoe"));
+    let norm = |name, heads| match args.is("qwen2") {
+        true => Ok(None),
+        false => sizes.heads_norm(w, name, if all_heads { heads } else { 1 }),
     };
     let window = args.window(layer);
     let rope =
         if args.is("mellum") && window.is_some() { args.rope.sliding(10_000.0) } else { args.rope.full() };
     Ok(Attention {
-        q_norm: norm("q_norm", heads)?,
-        k_norm: norm("k_norm", kv_heads)?,
+        q_norm: norm("q_norm", sizes.num_attention_heads)?,
+        k_norm: norm("k_norm", sizes.kv_heads())?,
         norms_all_heads: all_heads,
-        rope: Some(Rope::new(head_dim, &rope, 10_000.0)?),
+        rope: Some(Rope::new(sizes.head_dim(), &rope, 10_000.0)?),
         window,
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+        ..sizes.attention(w)?
     })
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let dims = args.hidden_size;
+    let dims = args.sizes.hidden_size;
     if !args.has_experts(layer) {
-        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+        return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let experts = [args.experts.get(), args.expert_size()];
     let moe = Moe::new(w, MoeNames::PLAIN, args.routing(), dims, experts)?;

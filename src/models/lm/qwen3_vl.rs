@@ -1,4 +1,4 @@
-//! Qwen3 with vision: its language model.
+//! Qwen2, Qwen2.5 and Qwen3 with vision: their language model.
 
 use serde::Deserialize;
 
