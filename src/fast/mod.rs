@@ -10,13 +10,14 @@ pub use kernel::{CudaKernel, KernelSource, Launch, MetalKernel, TemplateArg, cud
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::op;
+use crate::kernels;
 
 /// Root-mean-square normalisation over the last axis: `x / sqrt(mean(x^2) + eps) * weight`.
 ///
 /// `x` is floating, `[..., dims]`, `weight` is `[dims]`; the mean is taken in `float32`.
 /// (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.)
 pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
-    op!(mlx_fast_rms_norm(x, weight, eps))
+    kernels::rms_norm(x, weight, eps)
 }
 
 /// Layer normalisation over the last axis: `(x - mean) / sqrt(variance + eps) * weight + bias`.
@@ -24,7 +25,7 @@ pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
 /// `x` is floating, `[..., dims]`, `weight` and `bias` are `[dims]`; the statistics are taken in
 /// `float32`. (Ba, Kiros and Hinton, "Layer Normalization", 2016.)
 pub fn layer_norm(x: &Array, weight: Option<&Array>, bias: Option<&Array>, eps: f32) -> Result<Array> {
-    op!(mlx_fast_layer_norm(x, weight, bias, eps))
+    kernels::layer_norm(x, weight, bias, eps)
 }
 
 /// How fast each pair of dimensions turns in [`rope`].
@@ -88,11 +89,11 @@ pub fn rope<'a>(
         RopeFrequencies::Base(base) => (Some(base), None),
         RopeFrequencies::Periods(periods) => (None, Some(periods)),
     };
+    let turn = kernels::Turn { dims, traditional, base, scale };
+    let periods = periods.map(|periods| crate::ops::astype(periods, Dtype::Float32)).transpose()?;
     match offset.into() {
-        RopeOffset::All(offset) => op!(mlx_fast_rope(x, dims, traditional, base, scale, offset, periods)),
-        RopeOffset::Each(offset) => {
-            op!(mlx_fast_rope_dynamic(x, dims, traditional, base, scale, offset, periods))
-        }
+        RopeOffset::All(offset) => kernels::rope(x, turn, &Array::from(offset), periods.as_ref()),
+        RopeOffset::Each(offset) => kernels::rope(x, turn, offset, periods.as_ref()),
     }
 }
 
@@ -143,13 +144,7 @@ pub fn scaled_dot_product_attention<'a>(
         let (lhs, rhs) = (keys.shape().to_vec(), values.shape().to_vec());
         return Err(Error::Shape { op: "scaled_dot_product_attention", lhs, rhs });
     }
-    let (mode, mask) = match mask.into() {
-        Mask::None => (c"", None),
-        Mask::Causal => (c"causal", None),
-        Mask::Array(mask) => (c"array", Some(mask)),
-    };
-    let force_fused = false;
-    op!(mlx_fast_scaled_dot_product_attention(queries, keys, values, scale, mode, mask, sinks, force_fused))
+    kernels::attention(queries, keys, values, scale, mask.into(), sinks)
 }
 
 /// Cross entropy of each target: `logsumexp(logits) - logits[target]`, `float32`.

@@ -4,19 +4,28 @@
 //! the CPU, picked at run time by what the machine can do. The operations of [`crate::ops`] use them by
 //! themselves; [`force`] pins one, [`active`] says which runs.
 
+mod attention;
 mod custom;
+mod math;
 mod matmul;
 mod path;
 mod pool;
 mod product;
 mod quantized_matmul;
+mod rope;
+mod rows;
+mod swiglu;
 mod view;
 
+pub(crate) use attention::attention;
 pub use custom::{CustomKernel, apply};
 pub(crate) use matmul::{addmm, gather_mm, matmul};
 pub use path::{Path, force};
 pub use pool::{set_threads, threads};
 pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul};
+pub(crate) use rope::{Turn, rope};
+pub(crate) use rows::{layer_norm, rms_norm, softmax};
+pub(crate) use swiglu::swiglu;
 pub use view::{Spec, View, ViewMut};
 
 /// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel

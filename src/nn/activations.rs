@@ -43,7 +43,7 @@ pub fn gelu_sigmoid(x: &Array) -> Result<Array> {
 /// `silu(gate) x`, the gated unit of most language models (Shazeer, "GLU Variants Improve
 /// Transformer", 2020).
 pub fn swiglu(gate: &Array, x: &Array) -> Result<Array> {
-    silu(gate)? * x
+    crate::kernels::swiglu(gate, x)
 }
 
 /// `gate sigmoid(alpha gate) (x + 1)`, with `gate` at most `limit` and `x` between `-limit` and `limit`
@@ -87,6 +87,14 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The function at `gate`, times `x`.
+    pub fn gated(self, gate: &Array, x: &Array) -> Result<Array> {
+        match self {
+            Activation::Silu => swiglu(gate, x),
+            _ => self.apply(gate)? * x,
+        }
+    }
+
     /// The function at `x`.
     pub fn apply(self, x: &Array) -> Result<Array> {
         match self {

@@ -7,6 +7,7 @@ use super::Axes;
 use crate::array::Array;
 use crate::error::Result;
 use crate::ffi::op;
+use crate::kernels;
 
 /// `a`, row-major where it is empty: over a transposed array of no elements, MLX's reductions on the
 /// CPU never end.
@@ -53,9 +54,23 @@ reductions! {
     var(keepdims: bool, ddof: i32) => mlx_var mlx_var_axis mlx_var_axes;
     /// The standard deviation: the square root of [`var`].
     std(keepdims: bool, ddof: i32) => mlx_std mlx_std_axis mlx_std_axes;
-    /// `e^a / sum(e^a)` along the axes, in floating point; the shape stays. `precise` computes half
-    /// precision in `float32`.
-    softmax(precise: bool) => mlx_softmax mlx_softmax_axis mlx_softmax_axes;
+}
+
+/// `e^a / sum(e^a)` along the axes, in floating point; the shape stays. `precise` computes half
+/// precision in `float32`.
+pub fn softmax<'a>(a: &Array, axes: impl Into<Axes<'a>>, precise: bool) -> Result<Array> {
+    let axes = axes.into();
+    if matches!(axes, Axes::One(axis) if axis == -1 || axis == a.ndim() as i32 - 1)
+        && let Some(y) = kernels::softmax(a)
+    {
+        return y;
+    }
+    let a = &plain(a)?;
+    match axes {
+        Axes::All => op!(mlx_softmax(a, precise)),
+        Axes::One(axis) => op!(mlx_softmax_axis(a, axis, precise)),
+        Axes::Many(axes) => op!(mlx_softmax_axes(a, [axes], precise)),
+    }
 }
 
 macro_rules! positions {

@@ -3,9 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
 mod custom;
 mod matmul;
 mod quantized_matmul;
+mod rows;
 
 use half::{bf16, f16};
 use mlxport::kernels::{self, Path};

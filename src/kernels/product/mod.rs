@@ -10,10 +10,10 @@ mod dense;
 mod gather;
 mod sums;
 
-use cpu::{PANEL, SLIVER};
+pub(crate) use cpu::{PANEL, SLIVER, tile};
 pub(crate) use dense::{Dense, Numbers, Picked, number};
 pub(crate) use gather::{Pick, batch_origins, picks};
-pub(crate) use sums::Sums;
+pub(crate) use sums::{Sums, to_bf16, to_f16};
 
 use super::path::Path;
 use super::pool;
@@ -115,7 +115,7 @@ fn pack_panels(side: Side<'_>, first: usize, count: usize, k: usize) -> Vec<f32>
 }
 
 /// `[range / SLIVER, depth, SLIVER]`, with zeros beyond the range.
-fn pack_slivers(
+pub(crate) fn pack_slivers(
     path: Path,
     side: Side<'_>,
     range: std::ops::Range<usize>,

@@ -115,12 +115,12 @@ impl Sums {
 }
 
 /// Rounds to nearest, ties to even.
-fn to_f16(values: &[f32], out: &mut [f16]) {
+pub(crate) fn to_f16(values: &[f32], out: &mut [f16]) {
     half::slice::HalfFloatSliceExt::convert_from_f32_slice(out, values);
 }
 
 /// Rounds to nearest, ties to even.
-fn to_bf16(values: &[f32], out: &mut [bf16]) {
+pub(crate) fn to_bf16(values: &[f32], out: &mut [bf16]) {
     for (out, value) in out.iter_mut().zip(values) {
         let bits = value.to_bits();
         let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;

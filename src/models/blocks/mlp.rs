@@ -96,7 +96,7 @@ impl Mlp {
 
     fn of(w: &Weights, names: MlpNames, gate_up: GateUp, sizes: [i32; 2], act: Activation) -> Result<Self> {
         let down_proj = w.linear(names.down, sizes[1], sizes[0])?;
-        Ok(Self { names, gate_up, down_proj, act: Gated::new(move |gate, x| act.apply(gate)? * x) })
+        Ok(Self { names, gate_up, down_proj, act: Gated::new(move |gate, x| act.gated(gate, x)) })
     }
 
     /// With another unit than `act(gate) * up`: a function of the gate and of what it gates.

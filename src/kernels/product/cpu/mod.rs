@@ -7,13 +7,13 @@ pub(crate) mod avx2;
 use crate::kernels::path::Path;
 
 /// Vectors of the smaller side in a panel.
-pub(super) const PANEL: usize = 6;
+pub(crate) const PANEL: usize = 6;
 /// Vectors of the larger side in a sliver.
-pub(super) const SLIVER: usize = 16;
+pub(crate) const SLIVER: usize = 16;
 
 /// Adds `panel.T @ sliver`, of which the first `rows` rows, to `out`, whose rows are `stride` apart: `panel`
 /// is `[depth, PANEL]`, `sliver` `[depth, SLIVER]`.
-pub(super) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
+pub(crate) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     match path {
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => avx2::tile(panel, sliver, rows, out, stride),

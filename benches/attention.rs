@@ -1,0 +1,43 @@
+//! Attention: one query against many keys, and a prompt.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use mlxport::fast::{Mask, scaled_dot_product_attention};
+use mlxport::kernels::{self, Path};
+use mlxport::{Array, Dtype, random, transforms};
+
+const HEADS: i32 = 16;
+const KV_HEADS: i32 = 8;
+const DIMS: i32 = 128;
+
+fn attention(c: &mut Criterion) {
+    for (length, keys) in [(1, 1024), (1, 4096), (512, 512), (2048, 2048)] {
+        let normal = |heads, length| {
+            let shape = [1, heads, length, DIMS];
+            random::normal(0.0, 1.0, &shape, Dtype::Bfloat16, None).unwrap()
+        };
+        let (q, k, v): (Array, Array, Array) =
+            (normal(HEADS, length), normal(KV_HEADS, keys), normal(KV_HEADS, keys));
+        transforms::eval([&q, &k, &v]).unwrap();
+        let name = format!("attention bf16 {HEADS}/{KV_HEADS} heads d{DIMS} {length}x{keys} causal");
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10);
+        if length == 1 {
+            group.throughput(Throughput::Bytes((k.nbytes() + v.nbytes()) as u64));
+        } else {
+            let pairs = i64::from(length) * i64::from(length) / 2;
+            group.throughput(Throughput::Elements((4 * pairs * i64::from(HEADS * DIMS)) as u64));
+        }
+        for path in [Path::Reference, Path::Avx2].into_iter().filter(|path| path.is_available()) {
+            if length > 512 && path == Path::Reference {
+                continue;
+            }
+            group.bench_function(path.to_string(), |b| {
+                let run = || scaled_dot_product_attention(&q, &k, &v, 0.09, Mask::Causal, None)?.eval();
+                b.iter(|| kernels::force(path, run).unwrap().unwrap());
+            });
+        }
+    }
+}
+
+criterion_group!(benches, attention);
+criterion_main!(benches);

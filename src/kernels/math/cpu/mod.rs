@@ -1,0 +1,5 @@
+//! Implementations for CPUs.
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(super) mod avx2;

@@ -1,0 +1,221 @@
+//! `scaled_dot_product_attention` against the formula in `f64`.
+
+use mlxport::fast::{Mask, scaled_dot_product_attention};
+use mlxport::{Array, Dtype, kernels, ops, transforms};
+use proptest::prelude::*;
+
+use crate::support::{Numbers, REDUCTION, assert_close, to_f64};
+use crate::{FLOATS, bits, check, fast_paths, rounded};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Masked {
+    No,
+    Causal,
+    /// The last so many keys up to the query's own, as `bool`.
+    Window(i32),
+    /// Any keys, also none, as `bool`.
+    Any,
+    /// Added, the same for all heads; some are minus infinity.
+    Added,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: i32,
+    kv_heads: i32,
+    group: i32,
+    length: i32,
+    keys: i32,
+    dims: i32,
+    value_dims: i32,
+}
+
+struct Case {
+    sizes: Sizes,
+    masked: Masked,
+    q: (Array, Vec<f64>),
+    k: (Array, Vec<f64>),
+    v: (Array, Vec<f64>),
+    mask: Option<(Array, Vec<f64>)>,
+    sinks: Option<(Array, Vec<f64>)>,
+}
+
+const SCALE: f32 = 0.25;
+
+impl Case {
+    /// Keys and values lie as in a cache: with room behind the last position, or heads within positions.
+    fn new(sizes: Sizes, dtype: Dtype, masked: Masked, sinks: bool, by_position: bool, seed: u64) -> Self {
+        let mut numbers = Numbers(seed);
+        let Sizes { batch, kv_heads, group, length, keys, dims, value_dims } = sizes;
+        let heads = kv_heads * group;
+        let mut values = |shape: &[i32], scale: f64| {
+            let values: Vec<f64> = numbers
+                .values(shape.iter().map(|&d| d as usize).product())
+                .iter()
+                .map(|v| v * scale)
+                .collect();
+            rounded(&values, shape, dtype)
+        };
+        let mut in_cache = |dims: i32| {
+            let (all, numbers) = values(&[batch, kv_heads, keys, dims], 2.0);
+            let lies = if by_position {
+                let turned = ops::contiguous(&ops::transpose(&all, [0, 2, 1, 3]).unwrap(), false).unwrap();
+                ops::transpose(&turned, [0, 2, 1, 3]).unwrap()
+            } else {
+                let room = ops::zeros(&[batch, kv_heads, 5, dims], dtype).unwrap();
+                let long = ops::concatenate([&all, &room], 2).unwrap();
+                ops::slice(&long, &[0; 4], all.shape(), &[1; 4]).unwrap()
+            };
+            (lies, numbers)
+        };
+        let (k, v) = (in_cache(dims), in_cache(value_dims));
+        let q = values(&[batch, heads, length, dims], 2.0);
+        let sinks = sinks.then(|| values(&[heads], 3.0));
+        let pairs = || (0..length).flat_map(|i| (0..keys).map(move |j| (i + keys - length, j)));
+        let bool_mask = |seen: Vec<bool>| {
+            let array = Array::from_slice(&seen, &[length, keys]).unwrap();
+            (array, seen.iter().map(|&s| f64::from(u8::from(s))).collect())
+        };
+        let mask = match masked {
+            Masked::No | Masked::Causal => None,
+            Masked::Window(window) => {
+                Some(bool_mask(pairs().map(|(i, j)| j <= i && i < j + window).collect()))
+            }
+            Masked::Any => Some(bool_mask(pairs().map(|_| numbers.below(3) == 0).collect())),
+            Masked::Added => {
+                let mut values = numbers.values((batch * length * keys) as usize);
+                values.iter_mut().skip(1).step_by(3).for_each(|v| *v = f64::NEG_INFINITY);
+                // Every query sees a key: otherwise its result is no number.
+                values.iter_mut().step_by(keys as usize).for_each(|v| *v = 0.5);
+                Some(rounded(&values, &[batch, 1, length, keys], dtype))
+            }
+        };
+        Self { sizes, masked, q, k, v, mask, sinks }
+    }
+
+    fn mask(&self) -> Mask<'_> {
+        match (&self.mask, self.masked) {
+            (Some((mask, _)), _) => Mask::Array(mask),
+            (_, Masked::Causal) => Mask::Causal,
+            _ => Mask::None,
+        }
+    }
+
+    fn attention(&self) -> mlxport::Result<Array> {
+        let sinks = self.sinks.as_ref().map(|sinks| &sinks.0);
+        scaled_dot_product_attention(&self.q.0, &self.k.0, &self.v.0, SCALE, self.mask(), sinks)
+    }
+
+    fn exact(&self) -> Vec<f64> {
+        let Sizes { batch, kv_heads, group, length, keys, dims, value_dims } = self.sizes;
+        let [kv_heads, group, length, keys, dims, value_dims] =
+            [kv_heads, group, length, keys, dims, value_dims].map(|size| size as usize);
+        let mut out = Vec::new();
+        for row in 0..batch as usize * kv_heads * group * length {
+            let (head, i) = (row / length % (kv_heads * group), row % length);
+            let b = row / length / (kv_heads * group);
+            let (kv, q) = (row / length / group, &self.q.1[row * dims..][..dims]);
+            let score = |j: usize| {
+                let key = &self.k.1[(kv * keys + j) * dims..][..dims];
+                let score = f64::from(SCALE) * q.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+                let mask = |at: usize| self.mask.as_ref().unwrap().1[at];
+                match self.masked {
+                    Masked::Causal if j + length > i + keys => f64::from(f32::MIN),
+                    Masked::Window(_) | Masked::Any if mask(i * keys + j) == 0.0 => f64::from(f32::MIN),
+                    Masked::Added => score + mask((b * length + i) * keys + j),
+                    _ => score,
+                }
+            };
+            let scores: Vec<f64> = (0..keys).map(score).collect();
+            let sink = self.sinks.as_ref().map(|sinks| sinks.1[head]);
+            let max = scores.iter().chain(&sink).copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - max).exp());
+            for d in 0..value_dims {
+                let value = |(j, w): (usize, &f64)| w * self.v.1[(kv * keys + j) * value_dims + d];
+                out.push(weights.iter().enumerate().map(value).sum::<f64>() / sum);
+            }
+        }
+        out
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_path_is_as_exact_as_the_reference(
+        batch in 1..3i32,
+        kv_heads in 1..3i32,
+        group in prop::sample::select(vec![1, 2, 3, 9]),
+        length in prop::sample::select(vec![1, 2, 5, 26]),
+        more_keys in prop::sample::select(vec![-3, 0, 1, 7, 16, 260]),
+        dims in prop::sample::select(vec![1, 4, 17, 64]),
+        value_dims in prop::sample::select(vec![1, 8, 19, 64]),
+        dtype in prop::sample::select(&FLOATS[..]),
+        masked in prop::sample::select(vec![
+            Masked::No, Masked::Causal, Masked::Window(1), Masked::Window(4), Masked::Any, Masked::Added,
+        ]),
+        sinks: bool,
+        by_position: bool,
+        seed: u64,
+    ) {
+        let keys = (length + more_keys).max(1);
+        let sizes = Sizes { batch, kv_heads, group, length, keys, dims, value_dims };
+        let case = Case::new(sizes, dtype, masked, sinks, by_position, seed);
+        check(&case.exact(), 8.0, || case.attention(), || case.attention())?;
+    }
+}
+
+const SIZES: Sizes = Sizes { batch: 1, kv_heads: 2, group: 2, length: 3, keys: 40, dims: 16, value_dims: 16 };
+
+#[test]
+fn results_repeat_and_do_not_depend_on_the_threads() {
+    let before = kernels::threads();
+    for sizes in [SIZES, Sizes { length: 1, keys: 600, ..SIZES }, Sizes { length: 40, ..SIZES }] {
+        let case = Case::new(sizes, Dtype::Bfloat16, Masked::Causal, false, false, 3);
+        for path in fast_paths() {
+            let mut seen = Vec::new();
+            for threads in [1, 2, 3, 7] {
+                kernels::set_threads(threads).unwrap();
+                seen.push(bits(&kernels::force(path, || case.attention()).unwrap().unwrap()));
+            }
+            assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{path}");
+        }
+    }
+    kernels::set_threads(before).unwrap();
+}
+
+#[test]
+fn infinities_and_nans_stay_with_their_query() {
+    for (length, special) in [(1, f32::NAN), (1, f32::INFINITY), (9, f32::NAN), (9, f32::INFINITY)] {
+        let case = Case::new(Sizes { length, ..SIZES }, Dtype::Float32, Masked::No, false, false, 5);
+        let mut q = case.q.0.to_vec::<f32>().unwrap();
+        q[0] = special;
+        let (q, plain) = (Array::from_slice(&q, case.q.0.shape()).unwrap(), case.exact());
+        for path in fast_paths() {
+            let y = || scaled_dot_product_attention(&q, &case.k.0, &case.v.0, SCALE, None, None);
+            let y = to_f64(&kernels::force(path, y).unwrap().unwrap());
+            assert!(y[..16].iter().all(|y| y.is_nan()), "{path} {special}");
+            let near = |(y, e): (&f64, &f64)| (y - e).abs() < 1e-5;
+            assert!(y[16..].iter().zip(&plain[16..]).all(near), "{path} {special}");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_is_that_of_the_reference() {
+    let case = Case::new(SIZES, Dtype::Float32, Masked::Causal, false, false, 8);
+    let loss = |args: &[Array]| {
+        let y = scaled_dot_product_attention(&args[0], &args[1], &args[2], SCALE, Mask::Causal, None)?;
+        ops::sum(&ops::square(&y)?, .., false)
+    };
+    let args = [&case.q.0, &case.k.0, &case.v.0];
+    let grads = |path| kernels::force(path, || transforms::value_and_grad(loss, args)).unwrap().unwrap().1;
+    let expected = grads(kernels::Path::Reference);
+    for path in fast_paths() {
+        for (found, expected) in grads(path).iter().zip(&expected) {
+            assert_close(found, &to_f64(expected), REDUCTION);
+        }
+    }
+}
