@@ -43,7 +43,7 @@ fn steps() -> Result<(), String> {
         portable: env::var_os("CARGO_FEATURE_PORTABLE").is_some(),
         cuda: env::var_os("CARGO_FEATURE_CUDA").is_some(),
     };
-    rerun_when_changed(&root);
+    rerun_when_changed(&root, &target);
 
     target.check(features)?;
     prerequisites::check(&target, features)?;
@@ -131,9 +131,12 @@ fn link(prefix: &Path, target: &plan::Target, features: plan::Features) {
     }
 }
 
-fn rerun_when_changed(root: &Path) {
-    for path in ["build.rs", "build", "vendor", "native", "metal"] {
+fn rerun_when_changed(root: &Path, target: &plan::Target) {
+    for path in ["build.rs", "build", "vendor", "native"] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
+    }
+    if target.is_macos() {
+        println!("cargo:rerun-if-changed={}", root.join("metal").display());
     }
     for name in [
         "MLXPORT_MLX_SOURCE",
