@@ -371,10 +371,11 @@ impl State {
     }
 }
 
-/// Fails unless the arrays are `[batch, heads, length, ..]` of the same sizes.
+/// Fails unless the arrays are `[batch, heads, length, ..]` of the same sizes. Values may have no dimensions:
+/// an indexer keeps keys alone.
 fn check_together(arrays: &[&Array]) -> Result<()> {
     let sizes = |array: &Array| match array.shape() {
-        &[batch, heads, length, dims] if batch > 0 && heads > 0 && dims > 0 => Ok([batch, heads, length]),
+        &[batch, heads, length, _] if batch > 0 && heads > 0 => Ok([batch, heads, length]),
         shape => Err(wrong(format!("keys or values of shape {shape:?}"))),
     };
     let first = sizes(arrays[0])?;
@@ -400,7 +401,7 @@ impl QuantizedKvCache {
             check_fits(scales, biases)?;
             let dims = i64::from(codes.dim(-1)?) * 32 / i64::from(self.how.bits);
             let groups = i64::from(scales.dim(-1)?) * i64::from(self.how.group_size);
-            if codes.dtype() != Dtype::Uint32 || dims != groups {
+            if codes.dtype() != Dtype::Uint32 || dims != groups || dims == 0 {
                 let message = format!("codes {:?} and scales {:?}", codes.shape(), scales.shape());
                 return Err(wrong(message));
             }

@@ -193,8 +193,11 @@ impl LayerCache {
         }
     }
 
-    /// Whether the last `count` positions can be forgotten.
+    /// Whether the last `count` positions can be forgotten: always by a layer that has kept nothing.
     pub fn is_trimmable(&self, count: i32) -> bool {
+        if self.arrays().is_empty() {
+            return true;
+        }
         match self {
             LayerCache::Stateless => count == 0,
             LayerCache::Padded(cache, _) => cache.is_trimmable(count),
@@ -208,6 +211,9 @@ impl LayerCache {
     }
 
     fn trim(&mut self, count: i32) {
+        if self.arrays().is_empty() {
+            return;
+        }
         match self {
             LayerCache::Stateless | LayerCache::Arrays(_) => {}
             LayerCache::Padded(cache, _) => cache.trim(count),
@@ -335,7 +341,8 @@ impl Cache {
 
     /// Forgets the last `count` positions. Fails, and forgets nothing, where a layer can't.
     pub fn trim(&mut self, count: i32) -> Result<()> {
-        if count < 0 || !self.layers.iter().all(|layer| layer.is_trimmable(count)) {
+        let possible = self.layers.iter().all(|layer| layer.is_trimmable(count));
+        if !possible || !(0..=self.offset()).contains(&count) {
             let message = format!("{count} of {} positions can't be forgotten", self.offset());
             return Err(Error::argument("trim", message));
         }

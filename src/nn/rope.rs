@@ -188,7 +188,9 @@ impl QueryGrowth {
     /// The factors of queries `[batch, heads, length, head_dim]` that begin at `offset`: `[length, 1]`,
     /// or `[batch, 1, length, 1]` where the sequences differ.
     pub fn factors(&self, offset: &Offset, length: i32, dtype: Dtype) -> Result<Array> {
-        let positions = (offset.positions(length)? + i32::from(self.from_one))?;
+        // Padding is before the first position.
+        let positions = ops::maximum(&offset.positions(length)?, 0)?;
+        let positions = (positions + i32::from(self.from_one))?;
         let periods = ops::floor(&(positions / self.context)?)?;
         let factors = ((ops::log1p(&periods)? * self.beta)? + 1.0)?;
         let factors = ops::astype(&ops::expand_dims(&factors, -1)?, dtype)?;

@@ -13,6 +13,7 @@ mod gguf;
 mod hub;
 mod perplexity;
 mod prompt_caches;
+mod properties;
 mod recurrences;
 mod sampling;
 #[cfg(feature = "structured")]

@@ -24,15 +24,15 @@ const ROUNDING: f64 = 1.05;
 const PIECES: [i32; 5] = [5, 1, 6, 1, 1];
 
 #[derive(Deserialize)]
-struct Fixture {
-    case: String,
+pub struct Fixture {
+    pub case: String,
     framework: String,
-    config: String,
+    pub config: String,
     config_legacy: Option<String>,
     seed: u64,
-    ids: Vec<Vec<i32>>,
+    pub ids: Vec<Vec<i32>>,
     columns: Vec<i32>,
-    std: f64,
+    pub std: f64,
     noise: f64,
     greedy: Vec<i32>,
     logits: String,
@@ -42,17 +42,21 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
         let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files.iter().map(|file| serde_json::from_slice(&fs::read(file).unwrap()).unwrap()).collect()
     }
 
-    fn tolerance(&self) -> f64 {
-        let exact = self.tensors.iter().all(|line| line.contains(" F32 "));
-        let limit = if exact { EXACT } else { REDUCED };
+    pub fn tolerance(&self) -> f64 {
+        let limit = if self.is_exact() { EXACT } else { REDUCED };
         limit.max(20.0 * self.noise / self.std)
+    }
+
+    /// Whether every weight is `float32`.
+    pub fn is_exact(&self) -> bool {
+        self.tensors.iter().all(|line| line.contains(" F32 "))
     }
 
     /// Whether every weight is `float16` or `bfloat16`: then MLX's rounding of each step is in the logits, and
@@ -62,7 +66,7 @@ impl Fixture {
     }
 
     /// Writes the checkpoint: its weights are functions of their names.
-    fn checkpoint(&self, config: &str) -> tempfile::TempDir {
+    pub fn checkpoint(&self, config: &str) -> tempfile::TempDir {
         let tmp = tempfile::tempdir().unwrap();
         fs::write(tmp.path().join("config.json"), config).unwrap();
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
@@ -186,7 +190,7 @@ impl Fixture {
     }
 }
 
-fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { f64::from((a - b).abs()) });
     differences.fold(0.0, |worst, d| if d.is_nan() || worst < d { d } else { worst })

@@ -120,10 +120,9 @@ impl Model {
             Some(state) => ops::concatenate([state, &ids], 1)?,
             None => ids,
         };
-        let kept = ids.index((.., (ids.dim(1)? - self.before).max(0)..))?;
-        cache.set_state(0, kept)?;
-        cache.advance(length);
         let ids = ops::pad(&ids, &[(0, 0), (missing, 0)], PadMode::Constant, Array::from(0i64))?;
+        cache.set_state(0, ids.index((.., length..))?)?;
+        cache.advance(length);
         let back = |count: i32| ids.index((.., self.before - count..self.before - count + length));
         let mut sum = embeddings.clone();
         for Table { embeddings, projection, size, factors } in &self.tables {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::qwen3_moe::MlpType;
 use crate::array::{Array, Dtype, Index::Ellipsis};
-use crate::cache::{LayerCache, Mask, Masks};
+use crate::cache::{LayerCache, Mask, Masks, Offset};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::{Error, Result};
 use crate::models::Checks;
@@ -351,7 +351,17 @@ impl Indexer {
             None => ops::full(&[length, count], true, Dtype::Bool)?,
         };
         let never = Array::from(f32::NEG_INFINITY);
-        let scores = ops::where_(&seen, &scores, &never)?;
+        let mut scores = ops::where_(&seen, &scores, &never)?;
+        let mut at = ops::arange(count - length, count, 1, Dtype::Int32)?;
+        // Blocks begin where a sequence does, behind its padding.
+        let padding = match &offset {
+            Offset::All(_) => None,
+            Offset::Each(offsets) => Some(ops::expand_dims(&(count - length - offsets)?, [1, 2, 3])?),
+        };
+        if let Some(padding) = &padding {
+            scores = turned(&scores, padding)?;
+            at = (at - ops::squeeze(padding, [2])?)?;
+        }
         let room = ops::full(
             &[scores.dim(0)?, index_heads, length, blocks * block - count],
             &never,
@@ -360,9 +370,7 @@ impl Indexer {
         let scores = ops::unflatten(&ops::concatenate([&scores, &room], -1)?, -1, &[blocks, block])?;
         let mut scores = ops::max(&scores, -1, false)?;
         if local > 0 {
-            let own =
-                ops::floor_divide(&ops::arange(count - length, count, 1, Dtype::Int32)?, Array::from(block))?;
-            let own = ops::expand_dims(&own, 1)?;
+            let own = ops::expand_dims(&ops::floor_divide(&at, Array::from(block))?, -1)?;
             let ids = ops::arange(0, blocks, 1, Dtype::Int32)?;
             let near = ops::greater(&ids, (&own - local)?)?;
             let near = ops::logical_and(&ops::less_equal(&ids, &own)?, &near)?;
@@ -371,8 +379,18 @@ impl Indexer {
         let order = ops::argpartition(&ops::negative(&scores)?, top_k - 1, -1)?.index((Ellipsis, ..top_k))?;
         let chosen = ops::zeros(scores.shape(), Dtype::Bool)?;
         let chosen = ops::put_along_axis(&chosen, &order, &Array::from(true), -1)?;
-        let chosen = ops::repeat(&chosen, block, -1)?.index((Ellipsis, ..count))?;
+        let mut chosen = ops::repeat(&chosen, block, -1)?.index((Ellipsis, ..count))?;
+        if let Some(padding) = &padding {
+            chosen = turned(&chosen, &ops::negative(padding)?)?;
+        }
         let chosen = ops::logical_and(&chosen, &seen)?;
         Ok(Mask::Array(ops::repeat(&chosen, heads / index_heads, 1)?))
     }
+}
+
+/// `x`, `[batch, heads, length, keys]`, with its last axis turned to the left by `count`, `[batch, 1, 1, 1]`.
+fn turned(x: &Array, count: &Array) -> Result<Array> {
+    let keys = x.dim(-1)?;
+    let from = ops::remainder(&(ops::arange(0, keys, 1, Dtype::Int32)? + count)?, keys)?;
+    ops::take_along_axis(x, &ops::broadcast_to(&from, x.shape())?, -1)
 }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use crate::array::{Array, Dtype};
-use crate::cache::{LayerCache, Masks};
+use crate::cache::{LayerCache, Masks, Offset};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
@@ -145,13 +145,14 @@ impl GatedLru {
         let log_decay = ((decay * softplus(&float(&self.recurrent_param)?)?)? * -8.0)?;
         // What a step adds is scaled so that the variance stays; the first one adds all.
         let mut scale = ops::sqrt(&(1.0 - ops::exp(&(&log_decay * 2.0)?)?)?)?;
+        let offset = cache.offset();
+        if !matches!(offset, Offset::All(1..)) {
+            let first = ops::equal(&offset.positions(length)?, 0)?;
+            scale = ops::where_(&ops::expand_dims(&first, -1)?, 1.0, &scale)?;
+        }
         let state = match cache.state(1) {
             Some(state) => float(state)?,
-            None => {
-                let first = ops::equal(&cache.offset().positions(length)?, 0)?;
-                scale = ops::where_(&ops::expand_dims(&first, -1)?, 1.0, &scale)?;
-                ops::zeros(&[batch, width], Dtype::Float32)?
-            }
+            None => ops::zeros(&[batch, width], Dtype::Float32)?,
         };
         let added = unpadded(&(float(&(x * input)?)? * scale)?, cache)?;
         let (states, last) = diagonal_scan(&unpadded(&log_decay, cache)?, &added, &state)?;
