@@ -19,7 +19,7 @@ mod sources;
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
     match steps() {
@@ -53,7 +53,11 @@ fn steps() -> Result<(), String> {
     println!("cargo:rustc-env=MLXPORT_BINDINGS={}", out.join("bindings.rs").display());
     native::build(&root.join("native"), &sources.mlx.path, &sources.mlxc.path, &target, features);
     if target.is_macos() {
-        metal::check_shaders(&root.join("metal"), &out)?;
+        for shader in metal::shaders(&root.join("metal"))? {
+            let mut xcrun = Command::new("xcrun");
+            xcrun.args(metal::arguments(&shader, &out));
+            mlx::run(xcrun, &format!("compiling {}", shader.display()))?;
+        }
     }
     link(&prefix, &target, features);
     Ok(())

@@ -1,24 +1,25 @@
-//! Compiles our Metal shaders ahead of time, so that a broken one fails the build (macOS only).
+//! How our Metal shaders are compiled ahead of time, so that a broken one fails the build (macOS only).
 
-use std::path::Path;
-use std::process::Command;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use crate::mlx::run;
+/// The shaders of a folder, without those of the folders in it, by name.
+pub fn shaders(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
+    let entries = std::fs::read_dir(folder).map_err(fail)?;
+    let paths = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    let mut shaders: Vec<_> =
+        paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "metal")).collect();
+    shaders.sort();
+    Ok(shaders)
+}
 
-pub fn check_shaders(metal: &Path, out: &Path) -> Result<(), String> {
-    let entries = std::fs::read_dir(metal).map_err(|e| format!("{}: {e}", metal.display()))?;
-    for path in entries.filter_map(|e| e.ok().map(|e| e.path())) {
-        if path.extension().is_none_or(|e| e != "metal") {
-            continue;
-        }
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut metal = Command::new("xcrun");
-        metal
-            .args(["-sdk", "macosx", "metal", "-std=metal3.1", "-Wall", "-c"])
-            .arg(&path)
-            .arg("-o")
-            .arg(out.join(format!("{name}.air")));
-        run(metal, &format!("compiling metal/{name}.metal"))?;
-    }
-    Ok(())
+/// The arguments of `xcrun` that compile `shader` into the folder `out`: the oldest language that MLX asks for, and
+/// arithmetic as strict as MLX's.
+pub fn arguments(shader: &Path, out: &Path) -> Vec<OsString> {
+    let flags = ["-sdk", "macosx", "metal", "-std=metal3.1", "-fno-fast-math", "-Wall", "-Wextra", "-c"];
+    let mut arguments: Vec<OsString> = flags.map(OsString::from).into();
+    let object = out.join(shader.file_name().unwrap_or_default()).with_extension("air");
+    arguments.extend([shader.into(), "-o".into(), object.into()]);
+    arguments
 }

@@ -1,7 +1,10 @@
 //! `mlxport devices`
 
+use serde::Serialize;
+
 use super::{Outcome, print, print_json};
 use crate::device::{Device, DeviceInfo, Machine};
+use crate::kernels::metal::{SHADERS, Shader};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -10,12 +13,39 @@ pub(super) struct Args {
     json: bool,
 }
 
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    machine: Machine,
+    shaders: Vec<ShaderReport>,
+}
+
+#[derive(Serialize)]
+struct ShaderReport {
+    name: &'static str,
+    seen_on_gpu: bool,
+}
+
+impl From<&&Shader> for ShaderReport {
+    fn from(shader: &&Shader) -> Self {
+        Self { name: shader.name, seen_on_gpu: shader.seen_on_gpu }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Outcome {
     let machine = Machine::here()?;
     if args.json {
-        return print_json(&machine);
+        return print_json(&Report { machine, shaders: SHADERS.iter().map(|s| s.into()).collect() });
     }
     print(describe(&machine))?;
+    let (seen, unseen): (Vec<&Shader>, Vec<&Shader>) =
+        SHADERS.iter().copied().partition(|shader| shader.seen_on_gpu);
+    for (shaders, what) in [(seen, "run on a GPU"), (unseen, "not run on a GPU")] {
+        let names: Vec<&str> = shaders.iter().map(|shader| shader.name).collect();
+        if !names.is_empty() {
+            print(format_args!("shaders    {} ({what})\n", names.join(", ")))?;
+        }
+    }
     for device in Device::all() {
         print(format_args!("device     {device}\n"))?;
         for (key, value) in device.info()? {

@@ -58,6 +58,12 @@ pub enum TemplateArg {
     Bool(bool),
 }
 
+impl From<Dtype> for TemplateArg {
+    fn from(dtype: Dtype) -> Self {
+        Self::Dtype(dtype)
+    }
+}
+
 macro_rules! kernel {
     (
         $(#[$doc:meta])* $kernel:ident($handle:ident, $config:ident) for $backend:literal by $available:ident;
@@ -77,14 +83,19 @@ macro_rules! kernel {
         /// output that has no initial value, for every launch and input that it is applied to.
         #[allow(unsafe_code)]
         pub unsafe fn $make(source: &KernelSource<'_>, $option: $t) -> Result<$kernel> {
-            let text = Text::new(source)?;
-            if !available(|found| call!($available; *found;)) {
-                return Ok($kernel(None));
-            }
-            $handle::new(&text.borrow(), source.ensure_row_contiguous, $option).map(|k| $kernel(Some(k)))
+            $kernel::compile(source, $option)
         }
 
         impl $kernel {
+            /// For kernels of this crate, which are known to keep to their arrays.
+            pub(crate) fn compile(source: &KernelSource<'_>, $option: $t) -> Result<Self> {
+                let text = Text::new(source)?;
+                if !available(|found| call!($available; *found;)) {
+                    return Ok(Self(None));
+                }
+                $handle::new(&text.borrow(), source.ensure_row_contiguous, $option).map(|k| Self(Some(k)))
+            }
+
             /// The outputs of the kernel, computed when they are needed. Fails on a device other than the
             /// GPU, for numbers of inputs or outputs other than the kernel has, and without the backend.
             /// What the compiler says of the kernel is an error of the evaluation.

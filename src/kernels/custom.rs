@@ -1,6 +1,6 @@
 //! Operations written in Rust that take part in MLX's graph.
 
-use super::{Spec, View, ViewMut};
+use super::{Spec, View, ViewMut, metal};
 use crate::array::Array;
 use crate::error::Result;
 use crate::ffi;
@@ -8,8 +8,8 @@ use crate::ffi;
 /// An operation with an implementation in Rust for the CPU and a reference in operations of MLX.
 ///
 /// [`apply`] adds it to the lazy graph. On a CPU stream [`cpu`](Self::cpu) computes it; on a GPU stream
-/// the reference does. Gradients, `vmap` and exported functions go through the reference too, so the two
-/// must compute the same.
+/// [`metal`](Self::metal) does if it has a case for the inputs, else the reference. Gradients, `vmap` and
+/// exported functions go through the reference too, so all must compute the same.
 ///
 /// [`cpu`](Self::cpu) runs on MLX's thread for the stream, where arrays must not be used: an attempt
 /// panics. A panic or an error there comes back from `eval`, and the stream can be used again.
@@ -22,6 +22,12 @@ pub trait CustomKernel: Send + Sync + 'static {
 
     /// Computes the outputs.
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()>;
+
+    /// The same by a shader ([`metal_kernel`](crate::fast::metal_kernel)) on a GPU stream of MLX with Metal, or
+    /// `None` for inputs that the reference is to take.
+    fn metal(&self, _inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        None
+    }
 
     /// The same in operations of MLX.
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>>;
@@ -39,5 +45,8 @@ pub fn apply<'a>(
     inputs: impl IntoIterator<Item = &'a Array>,
 ) -> Result<Vec<Array>> {
     let inputs: Vec<&Array> = inputs.into_iter().collect();
+    if metal::is_active() {
+        return metal::apply(kernel, &inputs);
+    }
     ffi::apply_kernel(Box::new(kernel), &inputs)
 }

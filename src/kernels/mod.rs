@@ -8,6 +8,7 @@ mod attention;
 mod custom;
 mod math;
 mod matmul;
+pub mod metal;
 mod path;
 mod pool;
 mod product;
@@ -15,6 +16,8 @@ mod quantized_matmul;
 mod rope;
 mod rows;
 mod swiglu;
+mod ternary;
+mod top_k_sample;
 mod view;
 
 pub(crate) use attention::attention;
@@ -26,6 +29,8 @@ pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul};
 pub(crate) use rope::{Turn, rope};
 pub(crate) use rows::{layer_norm, rms_norm, softmax};
 pub(crate) use swiglu::swiglu;
+pub use ternary::ternary_matmul;
+pub use top_k_sample::top_k_sample;
 pub use view::{Spec, View, ViewMut};
 
 /// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel

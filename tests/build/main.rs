@@ -2,6 +2,8 @@
 
 #[path = "../../build/cache.rs"]
 mod cache;
+#[path = "../../build/metal.rs"]
+mod metal;
 #[path = "../../build/plan.rs"]
 mod plan;
 #[path = "../../build/sources.rs"]
@@ -9,6 +11,7 @@ mod plan;
 mod sources;
 
 use std::fs;
+use std::path::Path;
 
 use plan::{Features, Link, Need, Target};
 
@@ -184,4 +187,20 @@ fn the_pins_are_whole() {
         let lock = fs::read_to_string(vendor.join(&pin.manifest).join("Cargo.lock")).unwrap();
         assert!(lock.contains(&format!("name = \"{}\"", pin.package)), "{name}");
     }
+}
+
+#[test]
+fn shaders_are_compiled_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["b.metal", "a.metal", "README.md"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    fs::create_dir(folder.path().join("host")).unwrap();
+    let shaders = metal::shaders(folder.path()).unwrap();
+    assert_eq!(shaders, ["a.metal", "b.metal"].map(|name| folder.path().join(name)));
+    assert!(metal::shaders(&folder.path().join("none")).unwrap_err().contains("none"));
+
+    let arguments = metal::arguments(Path::new("metal/swiglu.metal"), Path::new("out"));
+    assert_eq!(arguments[arguments.len() - 3..], ["metal/swiglu.metal", "-o", "out/swiglu.air"]);
+    assert!(arguments.contains(&"-std=metal3.1".into()) && arguments.contains(&"-fno-fast-math".into()));
 }

@@ -141,7 +141,13 @@ fn devices_names_versions_and_backends() {
     let machine: Value = serde_json::from_str(&succeed(&["devices", "--json"])).unwrap();
     assert!(machine["backends"].as_array().unwrap().contains(&"cpu".into()));
     assert_eq!(machine["mlxport"], env!("CARGO_PKG_VERSION"));
-    assert!(succeed(&["devices"]).contains("device     cpu:0"));
+    assert!(machine["shaders"].as_array().unwrap().iter().all(|shader| shader["seen_on_gpu"] == false));
+    let text = succeed(&["devices"]);
+    assert!(
+        text.contains("device     cpu:0")
+            && text.contains("ternary_matvec")
+            && text.contains("(not run on a GPU)")
+    );
 }
 
 #[test]
