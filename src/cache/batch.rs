@@ -84,14 +84,15 @@ impl Cache {
             return Err(Error::argument("merge", "the caches are of different models"));
         }
         let layer = |i: usize| LayerCache::merge(&rows.iter().map(|row| &row.layers[i]).collect::<Vec<_>>());
-        let expected = rows.iter().map(|row| row.expected).max().unwrap_or(0);
+        let expected = rows.iter().map(|row| row.expected.iter().copied().max().unwrap_or(0)).collect();
         Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, expected })
     }
 
     /// The cache of sequence number `row` alone, without padding.
     pub fn row(&self, row: i32) -> Result<Self> {
         let layers = self.layers.iter().map(|layer| layer.row(row, 0));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, expected: self.expected })
+        let at = usize::try_from(row).unwrap_or(0).min(self.expected.len().saturating_sub(1));
+        Ok(Self { layers: layers.collect::<Result<_>>()?, expected: self.expected[at..=at].to_vec() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which positions see which.
 
 use crate::array::{Array, Dtype};
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, Offset};
 use crate::error::Result;
 use crate::{fast, ops};
 
@@ -42,7 +42,7 @@ impl<'a> From<&'a Mask> for fast::Mask<'a> {
 #[derive(Debug)]
 pub struct Masks {
     length: i32,
-    expected: i32,
+    expected: Offset,
     made: Vec<((Kind, Option<i32>), Mask)>,
     /// Positions, `[batch, 1, length, count]`, that a layer has chosen to see, for those after it that see
     /// the same.
@@ -59,17 +59,17 @@ type Kind = std::mem::Discriminant<LayerCache>;
 impl Masks {
     /// For so many new positions.
     pub fn new(length: i32) -> Self {
-        Self { length, expected: 0, made: Vec::new(), chosen: None, shared: None }
+        Self { length, expected: Offset::All(0), made: Vec::new(), chosen: None, shared: None }
     }
 
-    /// In a sequence that will have so many positions or more.
-    pub fn expecting(self, expected: i32) -> Self {
+    /// In sequences that will have so many positions or more.
+    pub fn expecting(self, expected: Offset) -> Self {
         Self { expected, ..self }
     }
 
-    /// How many positions the sequence will have at least, as far as the caller has said.
-    pub fn expected(&self) -> i32 {
-        self.expected
+    /// How many positions the sequences will have at least, as far as the caller has said.
+    pub fn expected(&self) -> &Offset {
+        &self.expected
     }
 
     /// The new positions.

@@ -261,13 +261,14 @@ impl LayerCache {
 #[derive(Debug, Clone)]
 pub struct Cache {
     layers: Vec<LayerCache>,
-    expected: i32,
+    /// How long the sequences will be at least: one length for all, or one for each.
+    expected: Vec<i32>,
 }
 
 impl Cache {
     /// A memory of these layers.
     pub fn new(layers: impl IntoIterator<Item = LayerCache>) -> Self {
-        Self { layers: layers.into_iter().collect(), expected: 0 }
+        Self { layers: layers.into_iter().collect(), expected: vec![0] }
     }
 
     /// No memory, for the model that made this one.
@@ -279,12 +280,17 @@ impl Cache {
     /// (the factors of `longrope`) is right from its first piece on. Without it each pass takes what is
     /// right for the positions so far, and keys of earlier passes stay as they are.
     pub fn expect(&mut self, length: i32) {
-        self.expected = self.expected.max(length);
+        self.expected.iter_mut().for_each(|expected| *expected = length.max(*expected));
     }
 
-    /// How many positions the sequence will have at least, as far as [`expect`](Self::expect) has said.
-    pub fn expected(&self) -> i32 {
-        self.expected
+    /// How many positions each sequence will have at least, as far as [`expect`](Self::expect) has said.
+    pub fn expected(&self) -> Result<Offset> {
+        match self.expected.as_slice() {
+            [first, rest @ ..] if rest.iter().any(|other| other != first) => {
+                Array::from_slice(&self.expected, &[self.expected.len() as i32]).map(Offset::Each)
+            }
+            all => Ok(Offset::All(all.first().copied().unwrap_or(0))),
+        }
     }
 
     /// The position that the next token has.

@@ -48,6 +48,6 @@ impl Cache {
             None => Err(other()),
         };
         let layers = self.layers.iter().zip(&snapshot.layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, expected: self.expected })
+        Ok(Self { layers, expected: self.expected.clone() })
     }
 }

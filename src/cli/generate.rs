@@ -12,7 +12,7 @@ use super::{Outcome, Stop, check_interrupt, interrupted, print, print_json};
 use crate::error::Error;
 use crate::generate::{Draft, FinishReason, Options, Stats, Text, Tokens, stop_tokens};
 use crate::models::{self, LanguageModel};
-use crate::text::Tokenizer;
+use crate::text::{Part, Response, Tokenizer, ToolCall};
 
 /// Tokens of the end of a text that are looked up in it, at most.
 const LOOKUP: usize = 3;
@@ -65,8 +65,13 @@ pub(super) struct Args {
 #[derive(Serialize, Default)]
 struct Report {
     tokens: Vec<i32>,
-    /// Null without a tokenizer.
+    /// What the answer says, or with `--raw` all of it; null without a tokenizer.
     text: Option<String>,
+    thinking: Option<String>,
+    tool_calls: Vec<ToolCall>,
+    /// What stands where a tool call should, and why it is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bad_tool_calls: Vec<BadToolCall>,
     finish_reason: Option<FinishReason>,
     prompt_tokens: usize,
     /// Tokens that the prompt cache had seen.
@@ -77,6 +82,12 @@ struct Report {
     draft_tokens: usize,
     accepted_tokens: usize,
     peak_memory_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct BadToolCall {
+    text: String,
+    reason: String,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
@@ -111,8 +122,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         check_interrupt()
     });
     let tokens = match &draft {
-        Some(draft) => tokens.speculative(Draft::model(&**draft, args.num_draft_tokens))?,
-        None if args.prompt_lookup => tokens.speculative(Draft::lookup(LOOKUP, args.num_draft_tokens))?,
+        Some(draft) => tokens.speculative(Draft::model(&**draft, args.num_draft_tokens)),
+        None if args.prompt_lookup => tokens.speculative(Draft::lookup(LOOKUP, args.num_draft_tokens)),
         None => tokens,
     };
     let tokens = constrained(tokens, args, tokenizer.as_ref(), &*model)?;
@@ -125,15 +136,26 @@ pub(super) fn run(args: &Args) -> Outcome {
     match &tokenizer {
         Some(tokenizer) => {
             report.text = Some(String::new());
-            for response in Text::new(tokens, tokenizer).stop_at(args.stop.iter().cloned()) {
+            let mut text = Text::new(tokens, tokenizer).stop_at(args.stop.iter().cloned());
+            let mut parts = None;
+            if args.json && !args.raw {
+                text = text.marked(tokenizer);
+                let written = tokenizer.decode(&prompt, false)?;
+                parts = Some(Response::new(tokenizer.response_format(), &written, Vec::new()));
+            }
+            for response in text {
                 let response = response?;
                 report.tokens.push(response.token);
                 (report.finish_reason, stats) = (response.finish_reason, response.stats);
-                say(response.text, &mut report)?;
+                match &mut parts {
+                    Some(parts) => parts.push(&response.text).into_iter().for_each(|part| report.add(part)),
+                    None => say(response.text, &mut report)?,
+                }
                 if interrupted() {
                     break;
                 }
             }
+            parts.into_iter().flat_map(Response::finish).for_each(|part| report.add(part));
         }
         None if !args.stop.is_empty() => return Err(no_tokenizer("--stop").into()),
         None => {
@@ -176,7 +198,7 @@ fn constrained<'a>(
     let tokenizer = tokenizer.ok_or_else(|| no_tokenizer("a grammar"))?;
     let structure =
         crate::generate::Structure::new(tokenizer, grammar, tokens.stop_tokens(), model.vocab_size())?;
-    tokens.constrained(structure)
+    Ok(tokens.constrained(structure))
 }
 
 #[cfg(not(feature = "structured"))]
@@ -207,6 +229,15 @@ fn progress(length: usize, step: usize) -> ProgressBar {
 }
 
 impl Report {
+    fn add(&mut self, part: Part) {
+        match part {
+            Part::Text(text) => self.text.get_or_insert_default().push_str(&text),
+            Part::Thinking(text) => self.thinking.get_or_insert_default().push_str(&text),
+            Part::ToolCall(call) => self.tool_calls.push(call),
+            Part::BadToolCall { text, reason } => self.bad_tool_calls.push(BadToolCall { text, reason }),
+        }
+    }
+
     fn take(&mut self, stats: &Stats) {
         self.prompt_tps = stats.prompt_tps();
         self.generation_tokens = stats.generated_tokens;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::constraint::{Allowed, Constraint};
-use super::tokens::{Choice, Chooser, forward, ids, position};
-use super::{FinishReason, Options, Token};
+use super::tokens::{Choice, Chooser, Clock, forward, ids, last_position, position};
+use super::{FinishReason, Options, Stats, Token};
 use crate::array::Array;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
@@ -31,6 +31,8 @@ pub struct Output {
     pub request: usize,
     /// The token.
     pub token: Token,
+    /// Counts and times of the request so far: from when the first piece of its prompt was read.
+    pub stats: Stats,
     /// With the last token, what the request leaves: a cache of as many tokens of prompt and text as its
     /// [`offset`](Cache::offset) says, from the first on.
     pub cache: Option<Cache>,
@@ -52,6 +54,7 @@ struct Waiting<'a> {
     number: usize,
     request: Request<'a>,
     chooser: Chooser,
+    clock: Clock,
     /// Tokens of the prompt that are in the cache.
     read: usize,
 }
@@ -61,7 +64,7 @@ struct Row<'a> {
     options: Options,
     chooser: Chooser,
     constraint: Option<Box<dyn Constraint + 'a>>,
-    generated: usize,
+    clock: Clock,
     next: Next,
 }
 
@@ -81,13 +84,18 @@ impl<'a> Batch<'a> {
 
     /// Adds a request, and returns its number. Fails for a prompt that is empty or that the model does
     /// not know, for settings outside their range, and for no tokens at all.
-    pub fn join(&mut self, request: Request<'a>) -> Result<usize> {
+    pub fn join(&mut self, mut request: Request<'a>) -> Result<usize> {
         if request.prompt.is_empty() || request.options.max_tokens == 0 {
             return Err(Error::argument("batch", "a request has a prompt, and a token to generate"));
         }
         check_tokens(self.model, &request.prompt)?;
         let (number, chooser) = (self.requests, Chooser::new(&request.options, self.model)?);
-        self.waiting.push_back(Waiting { number, request, chooser, read: 0 });
+        request.cache.expect(last_position(&request.cache, &request.prompt, &request.options));
+        if self.is_empty() {
+            memory::reset_peak_memory()?;
+        }
+        let clock = Clock::new(request.prompt.len());
+        self.waiting.push_back(Waiting { number, request, chooser, clock, read: 0 });
         self.requests += 1;
         Ok(number)
     }
@@ -121,14 +129,16 @@ impl<'a> Batch<'a> {
             choices.push(row.choose()?);
         }
         let mut outputs: Vec<Output> = Vec::new();
-        let last = |row: &Row| row.generated + 1 == row.options.max_tokens;
+        let last = |row: &Row| row.clock.stats.generated_tokens + 1 == row.options.max_tokens;
         let full: Vec<usize> = (0..self.rows.len()).filter(|&at| last(&self.rows[at])).collect();
         let staying: Vec<usize> = (0..self.rows.len()).filter(|at| !full.contains(at)).collect();
         for (at, (mut row, cache)) in full.iter().copied().zip(self.remove(&full)?) {
             let mut token = choices[at].token(false)?;
             let reason = if row.stops(token.id)? { FinishReason::Stop } else { FinishReason::Length };
             token.finish_reason = Some(reason);
-            outputs.push(Output { request: row.number, token, cache: Some(cache) });
+            row.clock.tick()?;
+            let stats = row.clock.stats;
+            outputs.push(Output { request: row.number, token, stats, cache: Some(cache) });
         }
         let tokens: Vec<&Array> = staying.iter().map(|&at| &choices[at].token).collect();
         if let (Some(cache), false) = (&mut self.cache, tokens.is_empty()) {
@@ -143,12 +153,13 @@ impl<'a> Batch<'a> {
         let mut stopped = Vec::new();
         for (at, row) in self.rows.iter_mut().enumerate() {
             let mut token = choices[staying[at]].token(false)?;
-            row.generated += 1;
+            row.clock.tick()?;
             if row.stops(token.id)? {
                 token.finish_reason = Some(FinishReason::Stop);
                 stopped.push(at);
             }
-            outputs.push(Output { request: row.number, token, cache: None });
+            let stats = row.clock.stats;
+            outputs.push(Output { request: row.number, token, stats, cache: None });
         }
         for (row, cache) in self.remove(&stopped)? {
             let output = outputs.iter_mut().find(|output| output.request == row.number);
@@ -163,7 +174,8 @@ impl<'a> Batch<'a> {
         let Some(waiting) = self.waiting.front_mut() else {
             return Ok(());
         };
-        let Waiting { request, chooser, read, .. } = waiting;
+        let Waiting { request, chooser, clock, read, .. } = waiting;
+        clock.start();
         let (last, before) = request.prompt.split_last().expect("checked by `join`");
         let piece = &before[*read..];
         let piece = &piece[..piece.len().min(request.options.prefill_step.max(1))];
@@ -180,10 +192,11 @@ impl<'a> Batch<'a> {
         }
         let tokens = ids(&[*last])?;
         let logits = forward(self.model, &tokens, &mut request.cache, &request.options)?;
-        let Waiting { number, request, chooser, .. } = self.waiting.pop_front().expect("it is the front");
+        let Waiting { number, request, chooser, clock, .. } =
+            self.waiting.pop_front().expect("it is the front");
         let Request { options, cache, constraint, .. } = request;
         let next = Next::Logits(position(&logits, -1)?);
-        let mut row = Row { number, options, chooser, constraint, generated: 0, next };
+        let mut row = Row { number, options, chooser, constraint, clock, next };
         row.start(&tokens, &position(&logits, -1)?)?;
         let mut caches = self.split()?;
         caches.push(cache);

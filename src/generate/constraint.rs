@@ -17,6 +17,15 @@ pub trait Constraint {
     /// The tokens that may come now, at least one: `bool`, `[1, vocab_size]`.
     fn allowed(&mut self) -> Result<Array>;
 
+    /// The tokens that may come now, as [`allowed`](Self::allowed), and after each of `tokens` in turn: up to
+    /// the first that may not come or that ends the text. Nothing is taken.
+    ///
+    /// Without an implementation nothing is known ahead, and no guess is used.
+    fn look_ahead(&mut self, tokens: &[i32]) -> Result<Vec<Array>> {
+        let _ = tokens;
+        Ok(vec![self.allowed()?])
+    }
+
     /// Takes the token that came, which was allowed and does not end the generation by itself.
     /// Meanwhile the model reads it.
     fn push(&mut self, token: i32) -> Result<Allowed>;

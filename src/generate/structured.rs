@@ -83,6 +83,29 @@ impl Constraint for Structure {
         Array::from_slice(&mask, &[1, self.vocab_size])
     }
 
+    fn look_ahead(&mut self, tokens: &[i32]) -> Result<Vec<Array>> {
+        let mut masks = vec![self.allowed()?];
+        let (now, mut taken) = (self.mask.clone(), 0);
+        for &token in tokens {
+            if !usize::try_from(token).is_ok_and(|id| id < self.mask.len() && self.mask.get(id)) {
+                break;
+            }
+            self.matcher.consume_token(token as u32).map_err(|e| wrong(&e))?;
+            taken += 1;
+            if self.matcher.is_stopped() {
+                break;
+            }
+            self.mask = self.matcher.compute_mask().map_err(|e| wrong(&e))?;
+            if self.is_over() {
+                break;
+            }
+            masks.push(self.allowed()?);
+        }
+        self.matcher.rollback(taken).map_err(|e| wrong(&e))?;
+        self.mask = now;
+        Ok(masks)
+    }
+
     fn push(&mut self, token: i32) -> Result<Allowed> {
         self.matcher.consume_token(token as u32).map_err(|e| wrong(&e))?;
         if self.matcher.is_stopped() {

@@ -1,5 +1,7 @@
 //! Generation of text.
 
+use std::collections::BTreeSet;
+
 use super::{FinishReason, Stats, Token, Tokens};
 use crate::array::Array;
 use crate::cache::Snapshot;
@@ -30,7 +32,8 @@ pub struct Response {
 /// tokens, without special ones and those that end it, up to the first of the stop strings.
 pub struct Text<'a> {
     tokens: Tokens<'a>,
-    stop_tokens: Vec<i32>,
+    /// Tokens that have no text.
+    silent: BTreeSet<i32>,
     /// Taken at the end.
     detokenizer: Option<Detokenizer<'a>>,
     stops: StopStrings,
@@ -39,9 +42,20 @@ pub struct Text<'a> {
 impl<'a> Text<'a> {
     /// The text of `tokens`, by the tokenizer of their model.
     pub fn new(tokens: Tokens<'a>, tokenizer: &'a Tokenizer) -> Self {
-        let stop_tokens = tokens.stop_tokens().to_vec();
+        let silent = tokens.stop_tokens().iter().copied().collect();
         let detokenizer = Some(tokenizer.detokenizer());
-        Self { tokens, stop_tokens, detokenizer, stops: StopStrings::new([]) }
+        Self { tokens, silent, detokenizer, stops: StopStrings::new([]) }
+    }
+
+    /// Keeps the special tokens that mark the parts of an answer, for a [`text::Response`].
+    ///
+    /// [`text::Response`]: crate::text::Response
+    pub fn marked(mut self, tokenizer: &'a Tokenizer) -> Self {
+        let format = tokenizer.response_format();
+        let is_mark = |id: &i32| tokenizer.token_of(*id).is_some_and(|token| format.knows(&token));
+        self.silent.extend(tokenizer.special_ids().into_iter().filter(|id| !is_mark(id)));
+        self.detokenizer = self.detokenizer.map(Detokenizer::with_special_tokens);
+        self
     }
 
     /// Ends before any of these strings, however tokens divide it. Empty ones don't count.
@@ -64,7 +78,7 @@ impl<'a> Text<'a> {
         let Token { id, logprob, logprobs, from_draft, mut finish_reason } = token;
         let mut decoded = String::new();
         if let Some(detokenizer) = &mut self.detokenizer
-            && !self.stop_tokens.contains(&id)
+            && !self.silent.contains(&id)
         {
             decoded = detokenizer.push(id)?;
         }

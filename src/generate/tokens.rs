@@ -147,6 +147,40 @@ impl Stats {
     }
 }
 
+/// [`Stats`] as they grow.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clock {
+    pub(super) stats: Stats,
+    start: Option<Instant>,
+    first: Option<Instant>,
+}
+
+impl Clock {
+    pub(super) fn new(prompt_tokens: usize) -> Self {
+        Self { stats: Stats { prompt_tokens, ..Stats::default() }, ..Self::default() }
+    }
+
+    /// Notes that work begins, if it has not begun yet.
+    pub(super) fn start(&mut self) {
+        self.start.get_or_insert_with(Instant::now);
+    }
+
+    /// Counts a token that is there; whether it is the first.
+    pub(super) fn tick(&mut self) -> Result<bool> {
+        let stats = &mut self.stats;
+        match self.first {
+            None => {
+                self.first = Some(Instant::now());
+                stats.prompt_time = self.start.map(|start| start.elapsed()).unwrap_or_default();
+            }
+            Some(first) => stats.generation_time = first.elapsed(),
+        }
+        stats.generated_tokens += 1;
+        stats.peak_memory = memory::peak_memory()?;
+        Ok(stats.generated_tokens == 1)
+    }
+}
+
 fn per_second(count: usize, time: Duration) -> f64 {
     if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
 }
@@ -239,8 +273,7 @@ pub struct Tokens<'a> {
     next: Next,
     /// Tokens that were guessed rightly, and the one after them.
     ready: VecDeque<Token>,
-    first: Option<Instant>,
-    stats: Stats,
+    clock: Clock,
     done: bool,
 }
 
@@ -257,8 +290,7 @@ impl<'a> Tokens<'a> {
             return Err(Error::argument("generate", "the prompt is empty"));
         }
         check_tokens(model, prompt)?;
-        let length = prompt.len().saturating_add(options.max_tokens);
-        cache.expect(cache.offset().saturating_add(i32::try_from(length).unwrap_or(i32::MAX)));
+        cache.expect(last_position(cache, prompt, &options));
         Ok(Self {
             model,
             cache,
@@ -273,8 +305,7 @@ impl<'a> Tokens<'a> {
             boundaries: None,
             next: Next::Prompt,
             ready: VecDeque::new(),
-            first: None,
-            stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
+            clock: Clock::new(prompt.len()),
         })
     }
 
@@ -286,23 +317,15 @@ impl<'a> Tokens<'a> {
     }
 
     /// Lets only those tokens come that `constraint` allows.
-    pub fn constrained(mut self, constraint: impl Constraint + 'a) -> Result<Self> {
+    pub fn constrained(mut self, constraint: impl Constraint + 'a) -> Self {
         self.constraint = Some(Box::new(constraint));
-        self.check_combination()
+        self
     }
 
     /// Guesses tokens, and lets the model check several at once. The tokens are the same as without.
-    pub fn speculative(mut self, draft: Draft<'a>) -> Result<Self> {
+    pub fn speculative(mut self, draft: Draft<'a>) -> Self {
         self.draft = Some(draft);
-        self.check_combination()
-    }
-
-    fn check_combination(self) -> Result<Self> {
-        if self.draft.is_some() && self.constraint.is_some() {
-            let why = "guesses are not checked against a constraint; leave one of them out";
-            return Err(Error::unsupported("speculative decoding of structured output", why));
-        }
-        Ok(self)
+        self
     }
 
     /// Ends when `cancel` is cancelled: without another token and without an error.
@@ -325,7 +348,7 @@ impl<'a> Tokens<'a> {
 
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
-        self.stats
+        self.clock.stats
     }
 
     /// The tokens that end it.
@@ -377,7 +400,7 @@ impl<'a> Tokens<'a> {
     }
 
     fn report(&mut self, read: usize) -> Result<()> {
-        self.progress.as_mut().map_or(Ok(()), |progress| progress(read, self.stats.prompt_tokens))
+        self.progress.as_mut().map_or(Ok(()), |progress| progress(read, self.clock.stats.prompt_tokens))
     }
 
     /// Starts to compute what comes after `tokens`, `[1, length]`.
@@ -398,25 +421,18 @@ impl<'a> Tokens<'a> {
 
     /// The next token; `None` if the prompt was not read to its end.
     fn advance(&mut self) -> Result<Option<Token>> {
-        let start = Instant::now();
+        self.clock.start();
         if matches!(self.next, Next::Prompt) {
             self.prefill()?;
         }
-        let left = self.options.max_tokens - self.stats.generated_tokens;
+        let left = self.options.max_tokens - self.clock.stats.generated_tokens;
         let Some(mut token) = self.take(left == 1)? else {
             return Ok(None);
         };
-        match self.first {
-            None => {
-                self.first = Some(Instant::now());
-                self.stats.prompt_time = start.elapsed();
-                self.report(self.stats.prompt_tokens)?;
-            }
-            Some(first) => self.stats.generation_time = first.elapsed(),
+        if self.clock.tick()? {
+            self.report(self.clock.stats.prompt_tokens)?;
         }
-        self.stats.generated_tokens += 1;
-        self.stats.peak_memory = memory::peak_memory()?;
-        if self.stats.generated_tokens.is_multiple_of(256) {
+        if self.clock.stats.generated_tokens.is_multiple_of(256) {
             memory::clear_cache()?;
         }
         let mut stopped = self.options.stop.contains(&token.id);
@@ -469,9 +485,14 @@ impl<'a> Tokens<'a> {
     /// Guesses what follows `before`, the last token so far, and lets the model choose at all of these
     /// positions at once: what it chose up to the first wrong guess becomes `ready`.
     fn speculate(&mut self, before: i32) -> Result<()> {
-        let left = self.options.max_tokens - self.stats.generated_tokens;
+        let left = self.options.max_tokens - self.clock.stats.generated_tokens;
         let draft = self.draft.as_mut().expect("only a draft leaves a token that was not seen");
-        let guesses = draft.guess(left - 1, self.model.vocab_size())?;
+        let mut guesses = draft.guess(left - 1, self.model.vocab_size())?;
+        let mut allowed = Vec::new();
+        if let Some(constraint) = &mut self.constraint {
+            allowed = constraint.look_ahead(&guesses)?;
+            guesses.truncate(allowed.len() - 1);
+        }
         let fed: Vec<i32> = std::iter::once(before).chain(guesses.iter().copied()).collect();
         let rewind = Rewind::before(self.cache);
         let tokens = ids(&fed)?;
@@ -479,17 +500,17 @@ impl<'a> Tokens<'a> {
         let (mut choices, mut after) = (Vec::new(), Vec::new());
         for (i, &id) in fed.iter().enumerate() {
             self.chooser.penalizer.push(&ids(&[id])?)?;
-            choices.push(self.chooser.choose(&position(&logits, i as i32)?, None)?);
+            choices.push(self.chooser.choose(&position(&logits, i as i32)?, allowed.get(i))?);
             after.push(self.chooser.clone());
         }
         transforms::async_eval(choices.iter().flat_map(|c| [&c.token, &c.logprob]))?;
-        let mut accepted = 0;
+        let (mut accepted, mut kept) = (0, 1);
         for (i, choice) in choices.iter().enumerate() {
-            let right = guesses.get(i);
             let mut token = choice.token(false)?;
-            token.from_draft = right == Some(&token.id);
-            let go_on = token.from_draft;
-            accepted += usize::from(go_on);
+            token.from_draft = guesses.get(i) == Some(&token.id);
+            accepted += usize::from(token.from_draft);
+            let go_on = token.from_draft && !self.options.stop.contains(&token.id);
+            kept += usize::from(go_on);
             self.next = Next::Seen(token.id);
             draft.push(&[token.id]);
             self.ready.push_back(token);
@@ -497,10 +518,10 @@ impl<'a> Tokens<'a> {
                 break;
             }
         }
-        self.chooser = after.swap_remove(accepted);
-        rewind.to(self.cache, self.model, &fed, accepted + 1)?;
-        self.stats.draft_tokens += guesses.len();
-        self.stats.accepted_tokens += accepted;
+        self.chooser = after.swap_remove(kept - 1);
+        rewind.to(self.cache, self.model, &fed, kept)?;
+        self.clock.stats.draft_tokens += guesses.len();
+        self.clock.stats.accepted_tokens += accepted;
         Ok(())
     }
 }
@@ -569,6 +590,12 @@ pub(super) fn forward(
         cache.quantize(how)?;
     }
     Ok(logits)
+}
+
+/// How long a sequence can become that continues `cache` with a prompt.
+pub(super) fn last_position(cache: &Cache, prompt: &[i32], options: &Options) -> i32 {
+    let length = prompt.len().saturating_add(options.max_tokens);
+    cache.offset().saturating_add(i32::try_from(length).unwrap_or(i32::MAX))
 }
 
 /// Token ids as a batch of one.

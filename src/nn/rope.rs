@@ -5,7 +5,6 @@ use serde::Deserialize;
 use crate::array::{Array, Dtype};
 use crate::cache::Offset;
 use crate::error::{Error, Result};
-use crate::ops::Axes;
 use crate::{fast, ops};
 
 /// The rotary part of a config, in either spelling: `rope_theta` and `rope_scaling`, or the
@@ -289,49 +288,58 @@ impl Rope {
 
     /// Turns `x`, `[batch, heads, length, head_dim]`, whose first position is `offset`.
     pub fn forward(&self, x: &Array, offset: &Offset) -> Result<Array> {
-        self.forward_within(x, offset, 0)
+        self.forward_within(x, offset, &Offset::All(0))
     }
 
-    /// As [`forward`](Self::forward), in a sequence that will have `expected` positions or more: with
+    /// As [`forward`](Self::forward), in sequences that will have `expected` positions or more: with
     /// `longrope` all of them turn as the last one will (see [`Cache::expect`](crate::cache::Cache::expect)).
-    pub fn forward_within(&self, x: &Array, offset: &Offset, expected: i32) -> Result<Array> {
+    pub fn forward_within(&self, x: &Array, offset: &Offset, expected: &Offset) -> Result<Array> {
         let x = &self.magnify(x)?;
         let (dims, traditional, scale) = (self.dims, self.traditional, self.scale);
         match &self.speed {
             Speed::Base(base) => fast::rope(x, dims, traditional, *base as f32, scale, offset),
             Speed::Periods(periods) => fast::rope(x, dims, traditional, periods, scale, offset),
             Speed::DynamicNtk { base, factor, max_position_embeddings: longest } => {
-                // All sequences of a batch turn with the base of the longest.
-                let offset_of_longest = match offset {
-                    Offset::All(offset) => *offset,
-                    Offset::Each(offsets) => ops::max(offsets, Axes::All, false)?.item::<i32>()?,
+                let length = x.dim(-2)?;
+                let base = |offset: i32| {
+                    let length = (f64::from(length) + f64::from(offset)).max(*longest);
+                    let growth = factor * length / longest - (factor - 1.0);
+                    (base * growth.powf(f64::from(dims) / f64::from(dims - 2))) as f32
                 };
-                let length = f64::from(x.dim(-2)? + offset_of_longest).max(*longest);
-                let growth = factor * length / longest - (factor - 1.0);
-                let base = base * growth.powf(f64::from(dims) / f64::from(dims - 2));
-                fast::rope(x, dims, traditional, base as f32, scale, offset)
+                // A sequence turns as it would outside of its batch.
+                let offsets = match offset {
+                    Offset::All(offset) => vec![*offset],
+                    Offset::Each(offsets) => offsets.to_vec()?,
+                };
+                let first = base(offsets.first().copied().unwrap_or(0));
+                if offsets.iter().all(|&offset| base(offset) == first) {
+                    return fast::rope(x, dims, traditional, first, scale, offset);
+                }
+                let rows = (0..).zip(offsets).map(|(at, offset)| {
+                    let row = x.index(at..at + 1)?;
+                    fast::rope(&row, dims, traditional, base(offset), scale, offset)
+                });
+                ops::concatenate(&rows.collect::<Result<Vec<_>>>()?, 0)
             }
             Speed::LongRope { short, long, context, growth } => {
                 let length = x.dim(-2)?;
-                let (periods, growth) = match offset {
-                    Offset::All(offset) if expected.max(offset + length) > *context => {
-                        (long.clone(), growth.clone())
-                    }
-                    Offset::Each(_) if expected > *context => (long.clone(), growth.clone()),
-                    Offset::All(_) => (short.clone(), None),
-                    Offset::Each(offsets) => {
-                        let end = (ops::max(offsets, Axes::All, false)? + length)?;
-                        let is_long = ops::greater(&end, *context)?;
-                        let growth =
-                            growth.as_ref().map(|growth| ops::where_(&is_long, growth, 1)).transpose()?;
-                        (ops::where_(&is_long, long, short)?, growth)
-                    }
+                let turn = |periods: &Array, growth: Option<&Array>| {
+                    let grown = growth.map(|growth| x * ops::astype(growth, x.dtype())?).transpose()?;
+                    fast::rope(grown.as_ref().unwrap_or(x), dims, traditional, periods, scale, offset)
                 };
-                let x = match growth {
-                    Some(growth) => (x * ops::astype(&growth, x.dtype())?)?,
-                    None => x.clone(),
+                if let (Offset::All(offset), Offset::All(expected)) = (offset, expected) {
+                    return match (*expected).max(offset + length) > *context {
+                        true => turn(long, growth.as_ref()),
+                        false => turn(short, None),
+                    };
+                }
+                let number = |offset: &Offset| match offset {
+                    Offset::All(all) => Ok(Array::from(*all)),
+                    Offset::Each(each) => ops::expand_dims(each, [1, 2, 3]),
                 };
-                fast::rope(&x, dims, traditional, &periods, scale, offset)
+                let end = ops::maximum(&number(expected)?, &(number(offset)? + length)?)?;
+                let is_long = ops::greater(&end, *context)?;
+                ops::where_(&is_long, &turn(long, growth.as_ref())?, &turn(short, None)?)
             }
         }
     }

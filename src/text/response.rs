@@ -56,6 +56,12 @@ impl ResponseFormat {
         }
     }
 
+    /// Whether a token is one of the marks, or stands in one.
+    pub fn knows(&self, token: &str) -> bool {
+        let states = [State::Text, State::Thinking, State::Tool, State::Header];
+        states.into_iter().flat_map(|state| self.marks(state)).any(|(mark, _)| mark.contains(token))
+    }
+
     /// Whether a model goes on thinking after this prompt.
     pub fn starts_thinking(&self, prompt: &str) -> bool {
         self.thinking.as_ref().is_some_and(|(start, end)| prompt.rfind(start) > prompt.rfind(end))

@@ -146,6 +146,11 @@ impl Tokenizer {
         self.inner.token_to_id(token).and_then(|id| i32::try_from(id).ok())
     }
 
+    /// The token with this id, written as in the vocabulary.
+    pub fn token_of(&self, id: i32) -> Option<String> {
+        self.inner.id_to_token(u32::try_from(id).ok()?)
+    }
+
     /// The id of the token that ends a text, if the checkpoint names one.
     pub fn eos_id(&self) -> Option<i32> {
         self.token_id(self.special("eos_token")?)

@@ -1,7 +1,8 @@
 //! Caches against attention over the whole sequence.
 
-use mlxport::cache::{Cache, KvCache, LayerCache, Mask, RotatingKvCache};
+use mlxport::cache::{Cache, KvCache, LayerCache, Mask, QuantizedKvCache, RotatingKvCache};
 use mlxport::models::blocks::attend;
+use mlxport::ops::{Quantization, QuantizationMode};
 use mlxport::{Array, ops, random};
 use proptest::prelude::*;
 
@@ -88,6 +89,53 @@ proptest! {
         // With kept positions the ring holds fewer of the last ones, and a piece sees some more.
         let singly = attended(LayerCache::Rotating(RotatingKvCache::new(size, keep)), &inputs, &[1; 40], None);
         prop_assert!(error(&singly, &reference(&inputs, size - keep, keep)) < 1e-5);
+    }
+}
+
+#[test]
+fn quantized_keys_share_their_attention_with_sinks() {
+    let [heads, kv_heads, keys, dims] = [4usize, 2, 9, 32];
+    let draw = |seed, shape: &[usize]| {
+        let shape: Vec<i32> = shape.iter().map(|&n| n as i32).collect();
+        let key = random::key(seed).unwrap();
+        random::normal(0.0, 1.0, &shape, mlxport::Dtype::Float32, Some(&key)).unwrap()
+    };
+    let how = Quantization { group_size: 32, bits: 8, mode: QuantizationMode::Affine };
+    let sinks = draw(4, &[heads]);
+    for length in [1, 3] {
+        let mut cache = LayerCache::Quantized(QuantizedKvCache::new(how).unwrap());
+        let before = keys - length;
+        cache.update(&draw(1, &[1, kv_heads, before, dims]), &draw(2, &[1, kv_heads, before, dims])).unwrap();
+        let mask = cache.mask(length as i32, None).unwrap();
+        let new = |seed| draw(seed, &[1, kv_heads, length, dims]);
+        let seen = cache.update(&new(5), &new(6)).unwrap();
+        let queries = draw(3, &[1, heads, length, dims]);
+        let [q, k, v] = [&queries, &seen.keys, &seen.values].map(|x| x.to_vec::<f32>().unwrap());
+        let logits = sinks.to_vec::<f32>().unwrap();
+        for sinks in [None, Some(&sinks)] {
+            let mut expected = Vec::new();
+            for (head, &logit) in logits.iter().enumerate() {
+                for query in 0..length {
+                    let q = &q[(head * length + query) * dims..][..dims];
+                    let row = |key: usize| (head / (heads / kv_heads) * keys + key) * dims;
+                    let weight = |key: usize| {
+                        let product =
+                            q.iter().zip(&k[row(key)..]).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+                        (product * 0.2).exp()
+                    };
+                    let weights: Vec<f64> = (0..=before + query).map(weight).collect();
+                    let sink = if sinks.is_some() { f64::from(logit).exp() } else { 0.0 };
+                    let total = weights.iter().sum::<f64>() + sink;
+                    for d in 0..dims {
+                        let value =
+                            |(key, weight): (usize, &f64)| weight / total * f64::from(v[row(key) + d]);
+                        expected.push(weights.iter().enumerate().map(value).sum::<f64>() as f32);
+                    }
+                }
+            }
+            let found = attend(&queries, &seen, 0.2, &mask, sinks).unwrap().to_vec().unwrap();
+            assert!(error(&found, &expected) < 1e-5, "{length} queries, sinks: {}", sinks.is_some());
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The decode loop: what comes with a token, guesses, and ends.
 
-use mlxport::generate::{Cancel, Draft, FinishReason, Options, Penalties, Sampling, Token, Tokens};
-use mlxport::ops;
+use mlxport::generate::{
+    Allowed, Cancel, Constraint, Draft, FinishReason, Options, Penalties, Sampling, Token, Tokens,
+};
+use mlxport::{Array, ops};
 
 use super::Fixture;
 
@@ -18,7 +20,7 @@ fn generate(
     let mut cache = fixture.model.make_cache();
     let mut tokens = Tokens::new(&*fixture.model, &mut cache, &PROMPT, options).unwrap();
     if let Some(draft) = draft {
-        tokens = tokens.speculative(draft).unwrap();
+        tokens = tokens.speculative(draft);
     }
     let generated: Vec<Token> = tokens.by_ref().map(Result::unwrap).collect();
     let stats = tokens.stats();
@@ -69,6 +71,83 @@ fn guesses_change_no_token() {
         }
     }
     assert!(accepted > 100 && accepted < drafted, "{accepted} of {drafted}");
+}
+
+/// Even tokens, and after the tenth of them nothing.
+struct Even {
+    left: usize,
+    looks_ahead: bool,
+}
+
+impl Constraint for Even {
+    fn allowed(&mut self) -> mlxport::Result<Array> {
+        let even: Vec<bool> = (0..40).map(|id| id % 2 == 0).collect();
+        Array::from_slice(&even, &[1, 40])
+    }
+
+    fn look_ahead(&mut self, tokens: &[i32]) -> mlxport::Result<Vec<Array>> {
+        let known = tokens.iter().take(self.left - 1).take_while(|&&id| id % 2 == 0);
+        let known = if self.looks_ahead { known.count() } else { 0 };
+        (0..=known).map(|_| self.allowed()).collect()
+    }
+
+    fn push(&mut self, token: i32) -> mlxport::Result<Allowed> {
+        assert_eq!(token % 2, 0);
+        self.left -= 1;
+        Ok(if self.left == 0 { Allowed::Nothing } else { Allowed::More })
+    }
+}
+
+#[test]
+fn guesses_change_no_token_under_a_constraint() {
+    let mut accepted = [0, 0];
+    for name in ["llama", "qwen3_sliding"] {
+        let fixture = Fixture::load(name);
+        for options in choices() {
+            let run = |draft: Option<Draft>, looks_ahead| {
+                let mut cache = fixture.model.make_cache();
+                let tokens = Tokens::new(&*fixture.model, &mut cache, &PROMPT, options.clone()).unwrap();
+                let mut tokens = tokens.constrained(Even { left: 10, looks_ahead });
+                if let Some(draft) = draft {
+                    tokens = tokens.speculative(draft);
+                }
+                let ids: Vec<i32> = tokens.by_ref().map(|token| token.unwrap().id).collect();
+                (ids, tokens.stats().accepted_tokens)
+            };
+            let (plain, _) = run(None, false);
+            assert_eq!(plain.len(), 10);
+            for looks_ahead in [false, true] {
+                for draft in [Draft::model(&*fixture.model, 4), Draft::lookup(1, 5)] {
+                    let (ids, right) = run(Some(draft), looks_ahead);
+                    assert_eq!(ids, plain, "{name}: {options:?}");
+                    accepted[usize::from(looks_ahead)] += right;
+                }
+            }
+        }
+    }
+    assert!(accepted[0] == 0 && accepted[1] > 5, "{accepted:?}");
+}
+
+#[test]
+fn guesses_end_with_a_token_that_ends_the_text() {
+    for name in ["llama", "qwen3_sliding"] {
+        let fixture = Fixture::load(name);
+        let [greedy, ..] = choices();
+        let (all, _, _) = generate(&fixture, greedy.clone(), None);
+        for stop in [all[3].id, all[6].id, all[9].id] {
+            let options = Options { stop: vec![stop], ..greedy.clone() };
+            let (plain, _, _) = generate(&fixture, options.clone(), None);
+            let (tokens, _, seen) = generate(&fixture, options, Some(Draft::model(&*fixture.model, 5)));
+            let ids = |tokens: &[Token]| tokens.iter().map(|token| token.id).collect::<Vec<i32>>();
+            assert_eq!(ids(&tokens), ids(&plain), "{name}");
+            assert_eq!(tokens.last().unwrap().finish_reason, Some(FinishReason::Stop));
+            assert_eq!(
+                seen as usize,
+                PROMPT.len() + tokens.len() - 1,
+                "{name}: nothing behind the end is kept"
+            );
+        }
+    }
 }
 
 #[test]

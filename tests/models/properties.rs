@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mlxport::cache::{Cache, LayerCache};
 use mlxport::checkpoint::Config;
-use mlxport::generate::{Options, Remembered, Tokens};
+use mlxport::generate::{Batch, FinishReason, Options, Penalties, Remembered, Request, Sampling, Tokens};
 use mlxport::models::{self, LanguageModel};
 use mlxport::{Array, Dtype, Error, ops};
 use rand::rngs::StdRng;
@@ -28,6 +28,24 @@ const ALSO: [&str; 9] = [
     "llama__sliding",
     "mistral3__mistral4",
     "qwen3_next__interval",
+];
+
+/// Of each kind of memory, and of several in one model.
+const KINDS: [&str; 14] = [
+    "deepseek_v32",
+    "falcon_h1",
+    "gemma3n__unclipped",
+    "granitemoehybrid",
+    "jamba",
+    "kimi_linear",
+    "lfm2",
+    "llama4",
+    "longcat_flash_ngram",
+    "mamba2",
+    "phi3__longrope_long",
+    "qwen3_next",
+    "recurrent_gemma",
+    "rwkv7",
 ];
 
 /// One model with sequences, and the logits that each gives in one pass.
@@ -251,4 +269,66 @@ fn caches_of_every_architecture_change_no_logits() {
         }
     }
     assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn requests_join_and_leave_batches_of_every_kind_of_memory() {
+    let mut seen = BTreeSet::new();
+    let is_kind = |fixture: &&Fixture| fixture.is_exact() && KINDS.contains(&fixture.case.as_str());
+    for fixture in Fixture::all().iter().filter(is_kind) {
+        let name = &fixture.case;
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        let case = Case::new(fixture, 7).unwrap();
+        let (model, [long, short, other]) = (&*case.model, &case.rows);
+        let options = |max_tokens| Options { max_tokens, ..Options::default() };
+        let sampled = |seed, max_tokens| {
+            let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed, ..Sampling::default() };
+            Options { sampling, ..options(max_tokens) }
+        };
+        let penalties = Penalties { repetition: 1.4, ..Penalties::default() };
+        // (joins before this step, prompt, options); the fourth leaves after step 4.
+        let requests = [
+            (0, &short[..], options(4)),
+            (0, &long[..12], sampled(3, 6)),
+            (2, &other[..5], sampled(9, 1)),
+            (2, &long[3..9], options(30)),
+            (3, &other[..], Options { penalties, prefill_step: 5, ..sampled(9, 4) }),
+        ];
+        let mut batch = Batch::new(model);
+        let mut found = vec![Vec::new(); requests.len()];
+        for step in 0..40 {
+            for (_, prompt, options) in requests.iter().filter(|(at, ..)| *at == step) {
+                let (prompt, options, cache) = (prompt.to_vec(), options.clone(), model.make_cache());
+                batch.join(Request { prompt, options, cache, constraint: None }).unwrap();
+            }
+            for output in batch.step().unwrap() {
+                let tokens = &mut found[output.request];
+                tokens.push(output.token.id);
+                let (stats, (_, prompt, options)) = (output.stats, &requests[output.request]);
+                assert_eq!((stats.prompt_tokens, stats.generated_tokens), (prompt.len(), tokens.len()));
+                assert!(stats.prompt_tps() > 0.0 && stats.peak_memory > 0, "{stats:?}");
+                assert_eq!(stats.generation_tps() > 0.0, tokens.len() > 1, "{stats:?}");
+                let last = tokens.len() == options.max_tokens;
+                assert_eq!(output.token.finish_reason, last.then_some(FinishReason::Length));
+            }
+            if step == 4 {
+                batch.leave(3).unwrap();
+            }
+            if step > 4 && batch.is_empty() {
+                break;
+            }
+        }
+        assert!(batch.is_empty(), "{name}");
+        for (number, (_, prompt, options)) in requests.iter().enumerate() {
+            let mut cache = model.make_cache();
+            let alone = Tokens::new(model, &mut cache, prompt, options.clone()).unwrap();
+            let count = found[number].len();
+            let alone: Vec<i32> = alone.take(count).map(|token| token.unwrap().id).collect();
+            assert_eq!(found[number], alone, "{name}: request {number}");
+            assert!(count == options.max_tokens || number == 3 && (1..5).contains(&count), "{name}: {count}");
+        }
+    }
+    assert_eq!(seen.len(), KINDS.len());
 }

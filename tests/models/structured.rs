@@ -1,6 +1,6 @@
 //! Texts that must follow a grammar, from a model that would say anything else.
 
-use mlxport::generate::{FinishReason, Grammar, Options, Sampling, Structure, Text, Tokens};
+use mlxport::generate::{Draft, FinishReason, Grammar, Options, Sampling, Structure, Text, Tokens};
 use mlxport::models::LanguageModel;
 use mlxport::text::Tokenizer;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ fn generate(
     let options = Options { max_tokens: 400, sampling, stop, ..Options::default() };
     let mut cache = model.make_cache();
     let prompt = tokenizer.encode_prompt("Once")?;
-    let tokens = Tokens::new(model, &mut cache, &prompt, options)?.constrained(structure)?;
+    let tokens = Tokens::new(model, &mut cache, &prompt, options)?.constrained(structure);
     let (mut text, mut end) = (String::new(), None);
     for response in Text::new(tokens, tokenizer) {
         let response = response?;
@@ -78,6 +78,48 @@ word: /[a-c]{1,3}/
         }
     }
     assert!(texts.len() > 12, "{texts:?}");
+}
+
+#[test]
+fn guesses_change_no_token_of_a_text_that_follows_a_grammar() {
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
+    let prompt = tokenizer.encode_prompt("one, two, two, one, two, one, ").unwrap();
+    let eos: Vec<i32> = tokenizer.eos_id().into_iter().collect();
+    let schema =
+        json!({ "type": "array", "items": { "enum": ["one", "two"] }, "minItems": 4, "maxItems": 9 });
+    let grammars = [
+        Grammar::Regex("((one|two), ){5,20}end".to_owned()),
+        Grammar::Regex("(one, two, ){7}".to_owned()),
+        Grammar::JsonSchema(schema),
+    ];
+    let (mut accepted, mut refused) = (0, 0);
+    for grammar in grammars {
+        for (seed, temperature) in [(0, 0.0), (1, 1.0), (2, 1.0), (3, 6.0)] {
+            let run = |draft: Option<Draft>| {
+                let structure =
+                    Structure::new(&tokenizer, grammar.clone(), &eos, model.vocab_size()).unwrap();
+                let sampling = Sampling { temperature, seed, ..Sampling::default() };
+                let options = Options { max_tokens: 90, sampling, stop: eos.clone(), ..Options::default() };
+                let mut cache = model.make_cache();
+                let tokens = Tokens::new(&*model, &mut cache, &prompt, options).unwrap();
+                let mut tokens = tokens.constrained(structure);
+                if let Some(draft) = draft {
+                    tokens = tokens.speculative(draft);
+                }
+                let all: Vec<_> = tokens.by_ref().map(Result::unwrap).collect();
+                let ids: Vec<i32> = all.iter().map(|token| token.id).collect();
+                (ids, all.last().unwrap().finish_reason, tokens.stats())
+            };
+            let (plain, end, _) = run(None);
+            for draft in [Draft::lookup(3, 5), Draft::lookup(1, 2), Draft::model(&*model, 4)] {
+                let (ids, drafted_end, stats) = run(Some(draft));
+                assert_eq!((&ids, drafted_end), (&plain, end), "{grammar:?}, seed {seed}");
+                accepted += stats.accepted_tokens;
+                refused += stats.draft_tokens - stats.accepted_tokens;
+            }
+        }
+    }
+    assert!(accepted > 50 && refused > 10, "{accepted} guesses accepted, {refused} refused");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Mixer;
-use crate::array::{Array, Dtype};
+use crate::array::{Array, Dtype, Index::Ellipsis};
 use crate::cache::{KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
@@ -201,7 +201,7 @@ impl Attention {
     }
 
     /// Queries or keys of a cache's next tokens, with their norm and their positions.
-    fn place(&self, x: Array, norm: Option<&Norm>, offset: &Offset, expected: i32) -> Result<Array> {
+    fn place(&self, x: Array, norm: Option<&Norm>, offset: &Offset, expected: &Offset) -> Result<Array> {
         let turn = |x: Array| {
             self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward_within(&x, offset, expected))
         };
@@ -319,14 +319,20 @@ pub fn attend(
     mask: &Mask,
     sinks: Option<&Array>,
 ) -> Result<Array> {
-    match (&seen.quantized, sinks) {
-        (Some(quantized), None) => attend_quantized(queries, quantized, scale, mask),
-        _ => fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks),
+    match &seen.quantized {
+        Some(quantized) => attend_quantized(queries, quantized, scale, mask, sinks),
+        None => fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks),
     }
 }
 
 /// Attention by products with the codes of keys and values.
-fn attend_quantized(queries: &Array, seen: &QuantizedKeysValues, scale: f32, mask: &Mask) -> Result<Array> {
+fn attend_quantized(
+    queries: &Array,
+    seen: &QuantizedKeysValues,
+    scale: f32,
+    mask: &Mask,
+    sinks: Option<&Array>,
+) -> Result<Array> {
     let QuantizedKeysValues { keys, values, how } = seen;
     let (&[batch, heads, length, dims], &[_, kv_heads, key_length, _]) =
         (queries.shape(), keys.weight.shape())
@@ -342,8 +348,15 @@ fn attend_quantized(queries: &Array, seen: &QuantizedKeysValues, scale: f32, mas
     };
     let groups = heads.checked_div(kv_heads).unwrap_or(0);
     let queries = ops::reshape(&(queries * scale)?, &[batch, kv_heads, groups, length, dims])?;
-    let scores = masked(product(&queries, keys, true)?, mask, length, key_length)?;
-    let out = product(&ops::softmax(&scores, -1, true)?, values, false)?;
+    let mut scores = masked(product(&queries, keys, true)?, mask, length, key_length)?;
+    if let Some(sinks) = sinks {
+        let sinks = ops::reshape(&ops::astype(sinks, scores.dtype())?, &[1, kv_heads, groups, 1, 1])?;
+        let sinks = ops::broadcast_to(&sinks, &[batch, kv_heads, groups, length, 1])?;
+        scores = ops::concatenate([&scores, &sinks], -1)?;
+    }
+    // A sink has a weight and no value.
+    let weights = ops::softmax(&scores, -1, true)?.index((Ellipsis, ..key_length))?;
+    let out = product(&weights, values, false)?;
     let dims = out.dim(-1)?;
     ops::reshape(&out, &[batch, heads, length, dims])
 }

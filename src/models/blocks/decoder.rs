@@ -263,7 +263,7 @@ impl<L: DecoderLayer> Decoder<L> {
     /// What comes out of the last layer and its norm.
     pub fn hidden(&self, embeddings: &Array, cache: &mut Cache) -> Result<Array> {
         let h = self.placed(embeddings, cache)?;
-        let masks = Masks::new(h.dim(1)?).expecting(cache.expected());
+        let masks = Masks::new(h.dim(1)?).expecting(cache.expected()?);
         let memories = self.layers.iter().filter(|layer| layer.make_cache().is_some()).count();
         self.run(h, masks, cache.layers_mut(memories)?)
     }

@@ -387,7 +387,7 @@ impl LanguageModel for Model {
 
     fn forward_embeddings(&self, embeddings: &Array, tokens: &Array, cache: &mut Cache) -> Result<Array> {
         let own = self.per_layer.as_ref().map(|own| own.forward(embeddings, tokens)).transpose()?;
-        let mut masks = Masks::new(embeddings.dim(1)?).expecting(cache.expected());
+        let mut masks = Masks::new(embeddings.dim(1)?).expecting(cache.expected()?);
         let caches = cache.layers_mut(self.memories)?;
         let mut seen: Vec<Option<Seen>> = vec![None; self.layers.len()];
         let mut h = embeddings.clone();

@@ -274,7 +274,7 @@ impl LanguageModel for LanguagePart {
 
     fn forward_embeddings(&self, embeddings: &Array, _tokens: &Array, cache: &mut Cache) -> Result<Array> {
         let (mut h, mut blocks) = (embeddings.clone(), Vec::new());
-        let mut masks = Masks::new(h.dim(1)?).expecting(cache.expected());
+        let mut masks = Masks::new(h.dim(1)?).expecting(cache.expected()?);
         let caches = cache.layers_mut(self.decoder.layers.len())?;
         for (i, (layer, cache)) in self.decoder.layers.iter().zip(caches).enumerate() {
             h = stage(format_args!("layers.{i}"), || layer.run(&h, &mut blocks, &mut masks, cache))?;

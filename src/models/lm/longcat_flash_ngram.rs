@@ -143,7 +143,7 @@ impl LanguageModel for Model {
     }
 
     fn forward_embeddings(&self, embeddings: &Array, tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        let masks = Masks::new(embeddings.dim(1)?).expecting(cache.expected());
+        let masks = Masks::new(embeddings.dim(1)?).expecting(cache.expected()?);
         let caches = cache.layers_mut(1 + self.decoder.layers.len())?;
         let (first, rest) = caches.split_at_mut(1);
         let h = stage("ngram_embeddings", || self.mix(embeddings, tokens, &mut first[0]))?;
