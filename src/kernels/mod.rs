@@ -5,7 +5,9 @@
 //! themselves; [`force`] pins one, [`active`] says which runs.
 
 mod attention;
+mod causal_conv;
 mod custom;
+mod lanes;
 mod math;
 mod matmul;
 pub mod metal;
@@ -13,14 +15,17 @@ mod path;
 mod pool;
 mod product;
 mod quantized_matmul;
+pub(crate) mod recurrence;
 mod rope;
 mod rows;
+pub(crate) mod selective_scan;
 mod swiglu;
 mod ternary;
 mod top_k_sample;
 mod view;
 
 pub(crate) use attention::attention;
+pub(crate) use causal_conv::causal_conv;
 pub use custom::{CustomKernel, apply};
 pub(crate) use matmul::{addmm, gather_mm, matmul};
 pub use path::{Path, force};

@@ -4,10 +4,13 @@
 mod support;
 
 mod attention;
+mod causal_conv;
 mod custom;
 mod matmul;
 mod quantized_matmul;
+mod recurrence;
 mod rows;
+mod selective_scan;
 
 use half::{bf16, f16};
 use mlxport::kernels::{self, Path};
@@ -15,7 +18,8 @@ use mlxport::{Array, Dtype};
 
 use proptest::prelude::*;
 
-use self::support::{epsilon, to_f64};
+use self::matmul::{Lies, laid_out};
+use self::support::{Numbers, epsilon, to_f64};
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
@@ -37,6 +41,50 @@ fn rounded(values: &[f64], shape: &[i32], dtype: Dtype) -> (Array, Vec<f64>) {
 /// The paths that this machine has besides the reference.
 fn fast_paths() -> Vec<Path> {
     Path::ALL[1..].iter().copied().filter(|p| p.is_available()).collect()
+}
+
+/// Random numbers that `f` makes of those between -1 and 1, and their array in memory as `lies` says.
+fn drawn(
+    numbers: &mut Numbers,
+    shape: &[i32],
+    dtype: Dtype,
+    lies: Lies,
+    f: impl Fn(f64) -> f64,
+) -> (Array, Vec<f64>) {
+    let count: i32 = shape.iter().product();
+    let values: Vec<f64> =
+        (0..count).map(|_| f((numbers.bits() >> 11) as f64 / 2f64.powi(52) - 1.0)).collect();
+    let (array, values) = rounded(&values, shape, dtype);
+    (if shape.len() > 1 { laid_out(&array, lies) } else { array }, values)
+}
+
+/// Central differences of `f` by each element of each input.
+fn differences(inputs: &[Vec<f64>], f: impl Fn(&[Vec<f64>]) -> f64) -> Vec<Vec<f64>> {
+    const STEP: f64 = 1e-5;
+    let by = |i: usize, j: usize| {
+        let at = |step: f64| {
+            let mut inputs = inputs.to_vec();
+            inputs[i][j] += step;
+            f(&inputs)
+        };
+        (at(STEP) - at(-STEP)) / (2.0 * STEP)
+    };
+    (0..inputs.len()).map(|i| (0..inputs[i].len()).map(|j| by(i, j)).collect()).collect()
+}
+
+/// Fails unless every path computes the same bits on any number of threads, again and again.
+fn assert_repeats(f: impl Fn() -> mlxport::Result<Vec<Array>>) {
+    let before = kernels::threads();
+    for path in fast_paths() {
+        let mut seen: Vec<Vec<u8>> = Vec::new();
+        for threads in [1, 2, 3, 7, 1] {
+            kernels::set_threads(threads).unwrap();
+            let outputs = kernels::force(path, &f).unwrap().unwrap();
+            seen.push(outputs.iter().flat_map(bits).collect());
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{path}");
+    }
+    kernels::set_threads(before).unwrap();
 }
 
 fn bits(y: &Array) -> Vec<u8> {

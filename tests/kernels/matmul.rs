@@ -9,7 +9,7 @@ use crate::{FLOATS, bits, check, fast_paths, rounded};
 
 /// How an operand lies in memory.
 #[derive(Debug, Clone, Copy)]
-enum Lies {
+pub enum Lies {
     RowMajor,
     Transposed,
     /// Every second row and column of a larger matrix.
@@ -18,10 +18,10 @@ enum Lies {
     Flipped,
 }
 
-const LIES: [Lies; 4] = [Lies::RowMajor, Lies::Transposed, Lies::Strided, Lies::Flipped];
+pub const LIES: [Lies; 4] = [Lies::RowMajor, Lies::Transposed, Lies::Strided, Lies::Flipped];
 
 /// `array` with the same elements, as `lies` says.
-fn laid_out(array: &Array, lies: Lies) -> Array {
+pub fn laid_out(array: &Array, lies: Lies) -> Array {
     let shape = array.shape().to_vec();
     let n = shape.len() as i32;
     match lies {

@@ -1,6 +1,6 @@
 //! Functions of many elements at once.
 
-mod cpu;
+pub(super) mod cpu;
 
 use super::path::Path;
 

@@ -3,9 +3,9 @@
 use crate::array::Array;
 use crate::cache::LayerCache;
 use crate::checkpoint::Weights;
-use crate::error::{Error, Result};
-use crate::ops::{self, Conv};
-use crate::parameters;
+use crate::error::Result;
+use crate::kernels::causal_conv;
+use crate::{ops, parameters};
 
 /// A depthwise convolution that ends at the position it is for: output `t` is
 /// `sum_i weight[i] x[t - kernel + 1 + i] + bias`, for each channel alone. The cache has the last
@@ -24,23 +24,19 @@ impl CausalConv {
     /// `[batch, length, channels]` to the same shape, continuing state number `slot` of the cache.
     /// Padding counts as zeros.
     pub fn forward(&self, x: &Array, cache: &mut LayerCache, slot: usize) -> Result<Array> {
-        let (&[batch, length, channels], &[_, kernel, _]) = (x.shape(), self.weight.shape()) else {
-            let (lhs, rhs) = (x.shape().to_vec(), self.weight.shape().to_vec());
-            return Err(Error::Shape { op: "causal_conv", lhs, rhs });
-        };
+        self.run(x, cache, slot, false)
+    }
+
+    /// [`silu`](crate::nn::activations::silu) of what [`forward`](Self::forward) gives.
+    pub fn forward_silu(&self, x: &Array, cache: &mut LayerCache, slot: usize) -> Result<Array> {
+        self.run(x, cache, slot, true)
+    }
+
+    fn run(&self, x: &Array, cache: &mut LayerCache, slot: usize, silu: bool) -> Result<Array> {
         let x = unpadded(x, cache)?;
-        let before = match cache.state(slot) {
-            Some(state) => state.clone(),
-            None => ops::zeros(&[batch, kernel - 1, channels], x.dtype())?,
-        };
-        let x = ops::concatenate([&before, &x], 1)?;
-        cache.set_state(slot, x.index((.., length.., ..))?)?;
-        let out = if length == 1 {
-            ops::sum(&(&x * ops::transpose(&self.weight, [2, 1, 0])?)?, 1, true)?
-        } else {
-            ops::conv1d(&x, &self.weight, Conv { groups: channels, ..Conv::default() })?
-        };
-        self.bias.as_ref().map_or(Ok(out.clone()), |bias| &out + bias)
+        let (out, state) = causal_conv(&x, &self.weight, self.bias.as_ref(), cache.state(slot), silu)?;
+        cache.set_state(slot, state)?;
+        Ok(out)
     }
 }
 

@@ -7,7 +7,6 @@ use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::models::Checks;
-use crate::nn::activations::silu;
 use crate::nn::{Linear, Module, RmsNorm, join};
 use crate::ops;
 
@@ -146,7 +145,7 @@ impl Mixer for DeltaAttention {
     fn forward(&self, x: &Array, _masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let DeltaSizes { heads, head_dim, .. } = self.sizes;
         let mixed = |(slot, (proj, conv)): (usize, &(Linear, CausalConv))| {
-            silu(&conv.forward(&proj.forward(x)?, cache, slot)?)
+            conv.forward_silu(&proj.forward(x)?, cache, slot)
         };
         let mixed: Vec<Array> = self.inputs.iter().enumerate().map(mixed).collect::<Result<_>>()?;
         let mixed = ops::unflatten(&ops::concatenate(&mixed, -1)?, -1, &[3, heads, head_dim])?;

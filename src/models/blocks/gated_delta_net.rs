@@ -9,7 +9,6 @@ use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::models::Checks;
-use crate::nn::activations::silu;
 use crate::nn::{Linear, Module, RmsNorm, join};
 use crate::{ops, parameters};
 
@@ -152,7 +151,7 @@ impl Mixer for GatedDeltaNet {
     fn forward(&self, x: &Array, _masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let GatedDeltaSizes { key_heads, heads, key_dim, value_dim, .. } = self.sizes;
         let [qkv, z, b, a] = self.project(x)?;
-        let qkv = silu(&self.conv1d.forward(&qkv, cache, 0)?)?;
+        let qkv = self.conv1d.forward_silu(&qkv, cache, 0)?;
         let part = |range: Range<i32>, heads: i32, dims: i32| {
             ops::unflatten(&qkv.index((Ellipsis, range))?, -1, &[heads, dims])
         };

@@ -2,8 +2,7 @@
 
 use serde::Deserialize;
 
-use super::selective_scan::selective_scan;
-use super::{CausalConv, Mixer, unpadded};
+use super::{CausalConv, Mixer, selective_scan, unpadded};
 use crate::array::{Array, Dtype, Index::Ellipsis};
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::Weights;
@@ -117,7 +116,7 @@ impl Mixer for Mamba {
     fn forward(&self, x: &Array, _masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let MambaSizes { width, state, rank, .. } = self.sizes;
         let both = self.in_proj.forward(x)?;
-        let mixed = silu(&self.conv1d.forward(&both.index((Ellipsis, ..width))?, cache, 0)?)?;
+        let mixed = self.conv1d.forward_silu(&both.index((Ellipsis, ..width))?, cache, 0)?;
         let parts = ops::split(&self.x_proj.forward(&mixed)?, [rank, rank + state], -1)?;
         let norm =
             |norm: &Option<Norm>, x: &Array| norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x));

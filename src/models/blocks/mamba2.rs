@@ -134,7 +134,7 @@ impl Mixer for Mamba2 {
         let projected = self.in_proj.forward(x)?;
         let part = |x: &Array, range: Range<i32>| x.index((Ellipsis, range));
         let conv_end = 2 * width + 2 * shared;
-        let mixed = silu(&self.conv1d.forward(&part(&projected, width..conv_end)?, cache, 0)?)?;
+        let mixed = self.conv1d.forward_silu(&part(&projected, width..conv_end)?, cache, 0)?;
         let by_head = |range, heads, dims| ops::unflatten(&part(&mixed, range)?, -1, &[heads, dims]);
         let values = by_head(0..width, heads, head_dim)?;
         let keys = by_head(width..width + shared, groups, state)?;

@@ -19,12 +19,12 @@ mod per_layer_embeddings;
 mod query_gated_attention;
 mod router;
 pub mod sandwich;
-mod selective_scan;
 mod shared_attention;
 mod sizes;
 mod switch;
-mod wkv;
 
+pub use crate::kernels::recurrence::wkv;
+pub use crate::kernels::selective_scan::{diagonal_scan, selective_scan};
 pub use attention::{
     Attention, AttentionNames, LayerType, Qkv, attend, attend_adjusted, merge_heads, soft_cap, split_heads,
 };
@@ -49,8 +49,6 @@ pub use per_layer_embeddings::PerLayerEmbeddings;
 pub use query_gated_attention::QueryGatedAttention;
 pub use router::{ExpertCount, Groups, Routing, Scoring};
 pub use sandwich::{Sandwich, add_finite};
-pub use selective_scan::{diagonal_scan, selective_scan};
 pub use shared_attention::{Seen, SharedAttention, sources};
 pub use sizes::Sizes;
 pub use switch::{SwitchGlu, SwitchMlp, switched, top_k, weighted_sum};
-pub use wkv::wkv;

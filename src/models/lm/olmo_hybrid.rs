@@ -11,7 +11,7 @@ use crate::models::blocks::{
     Attention, Block, BlockNames, CausalConv, Decoder, DecoderLayer, GatedDeltaSizes, Mixer, MixerType, Mlp,
     Names, Sandwich, Sequence, gated_delta, gated_norm, log_decay, sandwich, unit_length, unpadded,
 };
-use crate::nn::activations::{Activation, silu};
+use crate::nn::activations::Activation;
 use crate::nn::{Linear, RmsNorm, Rope, RopeConfig};
 use crate::{ops, parameters};
 
@@ -157,7 +157,7 @@ impl Mixer for DeltaNet {
     fn forward(&self, x: &Array, _masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let GatedDeltaSizes { key_heads, heads, key_dim, value_dim, .. } = self.sizes;
         let mut mixed = |proj: &Linear, conv: &CausalConv, slot, heads: i32, dims: i32| {
-            let x = silu(&conv.forward(&proj.forward(x)?, cache, slot)?)?;
+            let x = conv.forward_silu(&proj.forward(x)?, cache, slot)?;
             ops::unflatten(&x, -1, &[heads, dims])
         };
         let q = unit_length(&mixed(&self.q_proj, &self.q_conv1d, 0, key_heads, key_dim)?)?;

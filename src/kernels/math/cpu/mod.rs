@@ -2,4 +2,4 @@
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-pub(super) mod avx2;
+pub(in crate::kernels) mod avx2;

@@ -1,4 +1,4 @@
-//! The recurrence of the first Mamba.
+//! The recurrence of the first Mamba in operations of MLX.
 
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
@@ -9,18 +9,7 @@ const SEGMENT: i32 = 256;
 /// Positions of a chunk: all chunks of a segment go through theirs in step.
 const CHUNK: i32 = 16;
 
-/// The selective scan (Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
-/// 2023), for each channel and position in order, in `float32`:
-///
-/// ```text
-/// state <- state * exp(dt a) + dt x b
-/// output = state . c
-/// ```
-///
-/// `x` and `dt` are `[batch, length, channels]`, `a` is `[channels, state]`, `b` and `c` are `[batch, length,
-/// state]`. Returns the outputs, `[batch, length, channels]`, and the last state, `[batch, channels,
-/// state]`. Without a `state`, the sequence starts from zeros.
-pub fn selective_scan(
+pub(super) fn selective_scan(
     x: &Array,
     dt: &Array,
     a: &Array,
@@ -37,6 +26,9 @@ pub fn selective_scan(
         Some(state) => float(state)?,
         None => ops::zeros(&[batch, channels, dims], Dtype::Float32)?,
     };
+    if length == 0 {
+        return Ok((x, state));
+    }
     if length == 1 {
         let decay = ops::exp(&(ops::reshape(&dt, &[batch, channels, 1])? * &a)?)?;
         let state = ((state * decay)? + (ops::reshape(&x, &[batch, channels, 1])? * &b)?)?;
