@@ -1,8 +1,9 @@
 //! Attention: one query against many keys, and a prompt.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use mlxport::fast::{Mask, scaled_dot_product_attention};
+use mlxport::fast::{Mask, quantized_attention, scaled_dot_product_attention};
 use mlxport::kernels::{self, Path};
+use mlxport::ops::{self, Quantization};
 use mlxport::{Array, Dtype, random, transforms};
 
 const HEADS: i32 = 16;
@@ -39,5 +40,31 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, attention);
+/// One query against a quantized cache.
+fn quantized(c: &mut Criterion) {
+    let normal = |heads, length| {
+        let shape = [1, heads, length, DIMS];
+        random::normal(0.0, 1.0, &shape, Dtype::Bfloat16, None).unwrap()
+    };
+    let (q, k, v): (Array, Array, Array) = (normal(HEADS, 1), normal(KV_HEADS, 4096), normal(KV_HEADS, 4096));
+    for bits in [4, 8] {
+        let how = Quantization::affine(64, bits);
+        let [k, v] = [&k, &v].map(|x| ops::quantize(x, how, None).unwrap());
+        let parts = [&k, &v].map(|x| [Some(&x.weight), Some(&x.scales), x.biases.as_ref()]).concat();
+        let parts: Vec<&Array> = parts.into_iter().flatten().collect();
+        transforms::eval(parts.iter().copied().chain([&q])).unwrap();
+        let mut group =
+            c.benchmark_group(format!("attention to {bits} bits {HEADS}/{KV_HEADS} heads d{DIMS} 1x4096"));
+        let bytes: usize = parts.iter().map(|part| part.nbytes()).sum();
+        group.sample_size(10).throughput(Throughput::Bytes(bytes as u64));
+        for path in [Path::Reference, Path::Avx2].into_iter().filter(|path| path.is_available()) {
+            group.bench_function(path.to_string(), |b| {
+                let run = || quantized_attention(&q, &k, &v, how, 0.09, Mask::Causal, None)?.eval();
+                b.iter(|| kernels::force(path, run).unwrap().unwrap());
+            });
+        }
+    }
+}
+
+criterion_group!(benches, attention, quantized);
 criterion_main!(benches);

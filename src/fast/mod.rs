@@ -1,6 +1,6 @@
 //! Fused operations of transformers.
 //!
-//! On a GPU each is one kernel of MLX; on the CPU they are composed of the operations of
+//! On a GPU each is one kernel of MLX; on the CPU one of [`crate::kernels`], or composed of the operations of
 //! [`crate::ops`]. Where operands differ in dtype, the result has the one they promote to.
 
 mod kernel;
@@ -11,6 +11,7 @@ use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::op;
 use crate::kernels;
+use crate::ops::{Quantization, Quantized};
 
 /// Root-mean-square normalisation over the last axis: `x / sqrt(mean(x^2) + eps) * weight`.
 ///
@@ -18,6 +19,11 @@ use crate::kernels;
 /// (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.)
 pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
     kernels::rms_norm(x, weight, eps)
+}
+
+/// `x + y`, and its [`rms_norm`]: a residual stream and what its next branch gets.
+pub fn add_rms_norm(x: &Array, y: &Array, weight: &Array, eps: f32) -> Result<[Array; 2]> {
+    kernels::add_rms_norm(x, y, weight, eps)
 }
 
 /// Layer normalisation over the last axis: `(x - mean) / sqrt(variance + eps) * weight + bias`.
@@ -85,16 +91,43 @@ pub fn rope<'a>(
     scale: f32,
     offset: impl Into<RopeOffset<'a>>,
 ) -> Result<Array> {
-    let (base, periods) = match frequencies.into() {
+    let (turn, offset, periods) = turn(dims, traditional, frequencies.into(), scale, offset.into())?;
+    kernels::rope(x, turn, &offset, periods.as_ref())
+}
+
+fn turn(
+    dims: i32,
+    traditional: bool,
+    frequencies: RopeFrequencies<'_>,
+    scale: f32,
+    offset: RopeOffset<'_>,
+) -> Result<(kernels::Turn, Array, Option<Array>)> {
+    let (base, periods) = match frequencies {
         RopeFrequencies::Base(base) => (Some(base), None),
-        RopeFrequencies::Periods(periods) => (None, Some(periods)),
+        RopeFrequencies::Periods(periods) => (None, Some(crate::ops::astype(periods, Dtype::Float32)?)),
     };
-    let turn = kernels::Turn { dims, traditional, base, scale };
-    let periods = periods.map(|periods| crate::ops::astype(periods, Dtype::Float32)).transpose()?;
-    match offset.into() {
-        RopeOffset::All(offset) => kernels::rope(x, turn, &Array::from(offset), periods.as_ref()),
-        RopeOffset::Each(offset) => kernels::rope(x, turn, offset, periods.as_ref()),
-    }
+    let offset = match offset {
+        RopeOffset::All(offset) => Array::from(offset),
+        RopeOffset::Each(offset) => offset.clone(),
+    };
+    Ok((kernels::Turn { dims, traditional, base, scale }, offset, periods))
+}
+
+/// [`rope`] of the [`rms_norm`] of `x`, as queries and keys have it in many language models. `weight` is
+/// `[head_dim]`.
+#[allow(clippy::too_many_arguments)]
+pub fn rms_norm_rope<'a>(
+    x: &Array,
+    weight: &Array,
+    eps: f32,
+    dims: i32,
+    traditional: bool,
+    frequencies: impl Into<RopeFrequencies<'a>>,
+    scale: f32,
+    offset: impl Into<RopeOffset<'a>>,
+) -> Result<Array> {
+    let (turn, offset, periods) = turn(dims, traditional, frequencies.into(), scale, offset.into())?;
+    kernels::rms_norm_rope(x, weight, eps, turn, &offset, periods.as_ref())
 }
 
 /// Which keys a query sees in [`scaled_dot_product_attention`].
@@ -144,7 +177,38 @@ pub fn scaled_dot_product_attention<'a>(
         let (lhs, rhs) = (keys.shape().to_vec(), values.shape().to_vec());
         return Err(Error::Shape { op: "scaled_dot_product_attention", lhs, rhs });
     }
-    kernels::attention(queries, keys, values, scale, mask.into(), sinks)
+    let scores = kernels::Scores { scale, cap: None, mask: mask.into(), sinks };
+    kernels::attention(queries, keys, values, scores)
+}
+
+/// [`scaled_dot_product_attention`] with scores that `cap * tanh(score / cap)` keeps between `-cap` and `cap`, before
+/// the mask (Gemma 2).
+pub fn soft_capped_attention<'a>(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    scale: f32,
+    cap: f32,
+    mask: impl Into<Mask<'a>>,
+    sinks: Option<&Array>,
+) -> Result<Array> {
+    let scores = kernels::Scores { scale, cap: Some(cap), mask: mask.into(), sinks };
+    kernels::attention(queries, keys, values, scores)
+}
+
+/// [`scaled_dot_product_attention`] to keys and values that are each quantized along their last axis, as in a
+/// quantized cache. On the CPU they are decoded as they are met, in the affine mode.
+pub fn quantized_attention<'a>(
+    queries: &Array,
+    keys: &Quantized,
+    values: &Quantized,
+    how: Quantization,
+    scale: f32,
+    mask: impl Into<Mask<'a>>,
+    sinks: Option<&Array>,
+) -> Result<Array> {
+    let scores = kernels::Scores { scale, cap: None, mask: mask.into(), sinks };
+    kernels::quantized_attention(queries, keys, values, how, scores)
 }
 
 /// Cross entropy of each target: `logsumexp(logits) - logits[target]`, `float32`.

@@ -67,3 +67,18 @@ pub(crate) fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(
         }),
     }
 }
+
+/// As [`for_each_piece`], with the pieces of two outputs of equal length together.
+pub(crate) fn for_each_piece_of_two<T: Send>(
+    a: &mut [T],
+    b: &mut [T],
+    size: usize,
+    work: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) {
+    let mut both: Vec<_> = a.chunks_mut(size).zip(b.chunks_mut(size)).collect();
+    for_each_piece(&mut both, 1, |i, both| {
+        for (a, b) in both {
+            work(i, a, b);
+        }
+    });
+}

@@ -74,12 +74,105 @@ impl<'a> View<'a> {
         Ok((self.memory()?, self.origin))
     }
 
+    /// Whether the elements of each index of the first two axes lie together, row-major.
+    pub(crate) fn is_together_within(&self) -> bool {
+        let mut expected = 1;
+        self.shape.iter().zip(self.strides).skip(2).rev().all(|(&size, &stride)| {
+            let together = size == 1 || stride == expected;
+            expected *= i64::from(size);
+            together
+        })
+    }
+
+    /// A copy, row-major.
+    pub(crate) fn gathered(&self) -> Gathered {
+        let (size, count) = (self.dtype.size(), self.size());
+        let mut memory = vec![0u64; (count * size).div_ceil(8)];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        for (i, out) in bytes.chunks_exact_mut(size).take(count).enumerate() {
+            let (at, _) =
+                self.shape.iter().zip(self.strides).rev().fold((self.origin, i), |(at, rest), axis| {
+                    let (size, index) = (*axis.0 as usize, rest % *axis.0 as usize);
+                    (at.wrapping_add_signed(index as isize * *axis.1 as isize), rest / size)
+                });
+            out.copy_from_slice(&self.bytes[at * size..][..size]);
+        }
+        let mut strides = vec![1; self.shape.len()];
+        for i in (1..strides.len()).rev() {
+            strides[i - 1] = strides[i] * i64::from(self.shape[i]);
+        }
+        Gathered { memory, strides }
+    }
+
+    /// The rows along its last axis. Fails if `T` is not the dtype, and for scalars and empty arrays.
+    pub(crate) fn rows<T: Element>(&self) -> Result<ViewRows<'a, T>> {
+        let (memory, origin) = self.strided()?;
+        let (Some(&len), Some(&step)) = (self.shape.last(), self.strides.last()) else {
+            return Err(Error::argument("rows", "a scalar"));
+        };
+        if self.size() == 0 {
+            return Err(Error::argument("rows", format!("shape {:?}", self.shape)));
+        }
+        let step = if len == 1 { 1 } else { step };
+        Ok(ViewRows { memory, origin, shape: self.shape, strides: self.strides, len: len as usize, step })
+    }
+
     fn memory<T: Element>(&self) -> Result<&'a [T]> {
         expect::<T>("as_slice", self.dtype)?;
         if self.bytes.is_empty() {
             return Ok(&[]);
         }
         bytemuck::checked::try_cast_slice(self.bytes).map_err(|e| Error::argument("as_slice", e.to_string()))
+    }
+}
+
+/// The elements of a view, row-major.
+pub(crate) struct Gathered {
+    memory: Vec<u64>,
+    strides: Vec<i64>,
+}
+
+impl Gathered {
+    /// `of`, which was copied here.
+    pub fn view<'a>(&'a self, of: &View<'a>) -> View<'a> {
+        let bytes = &bytemuck::cast_slice(&self.memory)[..of.size() * of.dtype.size()];
+        View { bytes, origin: 0, strides: &self.strides, ..*of }
+    }
+}
+
+/// What lies along the last axis of a view of at least one axis and element, row after row.
+pub(crate) struct ViewRows<'a, T> {
+    memory: &'a [T],
+    origin: usize,
+    shape: &'a [i32],
+    strides: &'a [i64],
+    len: usize,
+    step: i64,
+}
+
+impl<'a, T: Element> ViewRows<'a, T> {
+    /// Elements of a row.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
+    pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
+        let mut rest = index;
+        let outer = self.shape.iter().zip(self.strides).rev().skip(1);
+        let first = outer.fold(self.origin, |at, (&size, &stride)| {
+            let index = rest % size as usize;
+            rest /= size as usize;
+            at.wrapping_add_signed(index as isize * stride as isize)
+        });
+        if self.step == 1 {
+            return &self.memory[first..first + self.len];
+        }
+        room.clear();
+        room.extend(
+            (0..self.len).map(|i| self.memory[first.wrapping_add_signed(i as isize * self.step as isize)]),
+        );
+        room
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::array::Array;
 use crate::error::Result;
+use crate::kernels::{self, Unit};
 use crate::ops;
 
 /// `max(x, 0)`.
@@ -43,7 +44,7 @@ pub fn gelu_sigmoid(x: &Array) -> Result<Array> {
 /// `silu(gate) x`, the gated unit of most language models (Shazeer, "GLU Variants Improve
 /// Transformer", 2020).
 pub fn swiglu(gate: &Array, x: &Array) -> Result<Array> {
-    crate::kernels::swiglu(gate, x)
+    Activation::Silu.gated(gate, x)
 }
 
 /// `gate sigmoid(alpha gate) (x + 1)`, with `gate` at most `limit` and `x` between `-limit` and `limit`
@@ -89,9 +90,15 @@ pub enum Activation {
 impl Activation {
     /// The function at `gate`, times `x`.
     pub fn gated(self, gate: &Array, x: &Array) -> Result<Array> {
-        match self {
-            Activation::Silu => swiglu(gate, x),
-            _ => self.apply(gate)? * x,
+        let unit = match self {
+            Activation::Silu => Some(Unit::SILU),
+            Activation::GeluTanh => Some(Unit::GELU_TANH),
+            Activation::GeluSigmoid => Some(Unit::GELU_SIGMOID),
+            _ => None,
+        };
+        match unit.and_then(|unit| kernels::gated(unit, gate, x)) {
+            Some(y) => y,
+            None => self.apply(gate)? * x,
         }
     }
 

@@ -92,6 +92,24 @@ impl Norm {
             Norm::Plain { eps } => fast::rms_norm(x, None, *eps),
         }
     }
+
+    /// `x + y`, and what [`forward`](Self::forward) gives for it.
+    pub fn forward_sum(&self, x: &Array, y: &Array) -> Result<[Array; 2]> {
+        if let Some((weight, eps)) = self.rms()? {
+            return fast::add_rms_norm(x, y, &weight, eps);
+        }
+        let sum = (x + y)?;
+        let normed = self.forward(&sum)?;
+        Ok([sum, normed])
+    }
+
+    /// The factor and what is added to the mean square, of an RMS norm with a weight.
+    pub(crate) fn rms(&self) -> Result<Option<(Array, f32)>> {
+        match self {
+            Norm::Rms(norm) => Ok(Some((factor(&norm.weight, norm.plus_one)?, norm.eps))),
+            _ => Ok(None),
+        }
+    }
 }
 
 impl From<RmsNorm> for Norm {

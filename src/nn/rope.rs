@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::array::{Array, Dtype};
 use crate::cache::Offset;
 use crate::error::{Error, Result};
+use crate::nn::Norm;
 use crate::{fast, ops};
 
 /// The rotary part of a config, in either spelling: `rope_theta` and `rope_scaling`, or the
@@ -341,6 +342,26 @@ impl Rope {
                 let is_long = ops::greater(&end, *context)?;
                 ops::where_(&is_long, &turn(long, growth.as_ref())?, &turn(short, None)?)
             }
+        }
+    }
+
+    /// [`forward_within`](Self::forward_within) of what `norm` gives for `x`.
+    pub fn forward_normed(
+        &self,
+        x: &Array,
+        norm: &Norm,
+        offset: &Offset,
+        expected: &Offset,
+    ) -> Result<Array> {
+        let (dims, traditional, scale) = (self.dims, self.traditional, self.scale);
+        match (norm.rms()?, &self.speed) {
+            (Some((weight, eps)), Speed::Base(base)) if self.magnitude == 1.0 => {
+                fast::rms_norm_rope(x, &weight, eps, dims, traditional, *base as f32, scale, offset)
+            }
+            (Some((weight, eps)), Speed::Periods(periods)) if self.magnitude == 1.0 => {
+                fast::rms_norm_rope(x, &weight, eps, dims, traditional, periods, scale, offset)
+            }
+            _ => self.forward_within(&norm.forward(x)?, offset, expected),
         }
     }
 

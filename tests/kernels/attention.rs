@@ -1,11 +1,12 @@
 //! `scaled_dot_product_attention` against the formula in `f64`.
 
-use mlxport::fast::{Mask, scaled_dot_product_attention};
+use mlxport::fast::{Mask, quantized_attention, scaled_dot_product_attention, soft_capped_attention};
+use mlxport::ops::{Quantization, Quantized};
 use mlxport::{Array, Dtype, kernels, ops, transforms};
 use proptest::prelude::*;
 
 use crate::support::{Numbers, REDUCTION, assert_close, to_f64};
-use crate::{FLOATS, bits, check, fast_paths, rounded};
+use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Masked {
@@ -15,6 +16,10 @@ enum Masked {
     Window(i32),
     /// Any keys, also none, as `bool`.
     Any,
+    /// The same with keys of its own for each head.
+    AnyOfHead,
+    /// The same keys for all queries.
+    Keys,
     /// Added, the same for all heads; some are minus infinity.
     Added,
 }
@@ -38,6 +43,9 @@ struct Case {
     v: (Array, Vec<f64>),
     mask: Option<(Array, Vec<f64>)>,
     sinks: Option<(Array, Vec<f64>)>,
+    cap: Option<f32>,
+    /// In place of `k` and `v`.
+    quantized: Option<(Quantization, [Quantized; 2])>,
 }
 
 const SCALE: f32 = 0.25;
@@ -82,6 +90,17 @@ impl Case {
                 Some(bool_mask(pairs().map(|(i, j)| j <= i && i < j + window).collect()))
             }
             Masked::Any => Some(bool_mask(pairs().map(|_| numbers.below(3) == 0).collect())),
+            Masked::AnyOfHead => {
+                let seen: Vec<bool> =
+                    (0..batch * heads * length * keys).map(|_| numbers.below(3) == 0).collect();
+                let array = Array::from_slice(&seen, &[batch, heads, length, keys]).unwrap();
+                Some((array, seen.iter().map(|&s| f64::from(u8::from(s))).collect()))
+            }
+            Masked::Keys => {
+                let seen: Vec<bool> = (0..keys).map(|_| numbers.below(3) == 0).collect();
+                let array = Array::from_slice(&seen, &[keys]).unwrap();
+                Some((array, seen.iter().map(|&s| f64::from(u8::from(s))).collect()))
+            }
             Masked::Added => {
                 let mut values = numbers.values((batch * length * keys) as usize);
                 values.iter_mut().skip(1).step_by(3).for_each(|v| *v = f64::NEG_INFINITY);
@@ -90,7 +109,41 @@ impl Case {
                 Some(rounded(&values, &[batch, 1, length, keys], dtype))
             }
         };
-        Self { sizes, masked, q, k, v, mask, sinks }
+        Self { sizes, masked, q, k, v, mask, sinks, cap: None, quantized: None }
+    }
+
+    fn capped(self, cap: f32) -> Self {
+        Self { cap: Some(cap), ..self }
+    }
+
+    /// With keys and values quantized, as they lie in a cache with room behind the last position, or with heads
+    /// within positions.
+    fn quantized(mut self, how: Quantization, by_position: bool) -> Self {
+        let parts = [&mut self.k, &mut self.v].map(|(array, exact)| {
+            let room = ops::zeros(
+                &[array.dim(0).unwrap(), array.dim(1).unwrap(), 3, array.dim(3).unwrap()],
+                array.dtype(),
+            );
+            let long = ops::concatenate([&*array, &room.unwrap()], 2).unwrap();
+            let positions = array.dim(2).unwrap();
+            let cut = |x: &Array| {
+                let mut shape = x.shape().to_vec();
+                shape[2] = positions;
+                let cut = ops::slice(x, &[0; 4], &shape, &[1; 4]).unwrap();
+                if !by_position {
+                    return cut;
+                }
+                let turned = ops::contiguous(&ops::swapaxes(&cut, 1, 2).unwrap(), false).unwrap();
+                ops::swapaxes(&turned, 1, 2).unwrap()
+            };
+            let coded = ops::quantize(&long, how, None).unwrap();
+            let (weight, scales) = (cut(&coded.weight), cut(&coded.scales));
+            let coded = Quantized { weight, scales, biases: coded.biases.as_ref().map(cut) };
+            *exact = decoded(&coded, how);
+            coded
+        });
+        self.quantized = Some((how, parts));
+        self
     }
 
     fn mask(&self) -> Mask<'_> {
@@ -103,7 +156,12 @@ impl Case {
 
     fn attention(&self) -> mlxport::Result<Array> {
         let sinks = self.sinks.as_ref().map(|sinks| &sinks.0);
-        scaled_dot_product_attention(&self.q.0, &self.k.0, &self.v.0, SCALE, self.mask(), sinks)
+        let (q, k, v) = (&self.q.0, &self.k.0, &self.v.0);
+        match (&self.quantized, self.cap) {
+            (Some((how, [k, v])), _) => quantized_attention(q, k, v, *how, SCALE, self.mask(), sinks),
+            (None, Some(cap)) => soft_capped_attention(q, k, v, SCALE, cap, self.mask(), sinks),
+            (None, None) => scaled_dot_product_attention(q, k, v, SCALE, self.mask(), sinks),
+        }
     }
 
     fn exact(&self) -> Vec<f64> {
@@ -118,10 +176,13 @@ impl Case {
             let score = |j: usize| {
                 let key = &self.k.1[(kv * keys + j) * dims..][..dims];
                 let score = f64::from(SCALE) * q.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+                let score = self.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
                 let mask = |at: usize| self.mask.as_ref().unwrap().1[at];
                 match self.masked {
                     Masked::Causal if j + length > i + keys => f64::from(f32::MIN),
                     Masked::Window(_) | Masked::Any if mask(i * keys + j) == 0.0 => f64::from(f32::MIN),
+                    Masked::AnyOfHead if mask(row * keys + j) == 0.0 => f64::from(f32::MIN),
+                    Masked::Keys if mask(j) == 0.0 => f64::from(f32::MIN),
                     Masked::Added => score + mask((b * length + i) * keys + j),
                     _ => score,
                 }
@@ -140,6 +201,24 @@ impl Case {
     }
 }
 
+/// What affine codes mean, in `f64`.
+fn decoded(x: &Quantized, how: Quantization) -> Vec<f64> {
+    let words = x.weight.to_vec::<u32>().unwrap();
+    let (scales, biases) = (to_f64(&x.scales), to_f64(x.biases.as_ref().unwrap()));
+    let bits = how.bits as usize;
+    let row = x.weight.dim(-1).unwrap() as usize;
+    let dims = row * 32 / bits;
+    let count = words.len() / row * dims;
+    let code = |i: usize| {
+        let (line, bit) = (&words[i / dims * row..][..row], i % dims * bits);
+        let next = line.get(bit / 32 + 1).copied().unwrap_or(0);
+        let both = u64::from(line[bit / 32]) | u64::from(next) << 32;
+        (both >> (bit % 32)) & ((1 << bits) - 1)
+    };
+    let group = how.group_size as usize;
+    (0..count).map(|i| scales[i / group] * code(i) as f64 + biases[i / group]).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
@@ -154,16 +233,46 @@ proptest! {
         value_dims in prop::sample::select(vec![1, 8, 19, 64]),
         dtype in prop::sample::select(&FLOATS[..]),
         masked in prop::sample::select(vec![
-            Masked::No, Masked::Causal, Masked::Window(1), Masked::Window(4), Masked::Any, Masked::Added,
+            Masked::No, Masked::Causal, Masked::Window(1), Masked::Window(4), Masked::Any, Masked::AnyOfHead,
+            Masked::Keys, Masked::Added,
+        ]),
+        sinks: bool,
+        by_position: bool,
+        cap in prop::sample::select(vec![None, None, Some(0.5), Some(30.0)]),
+        seed: u64,
+    ) {
+        let keys = (length + more_keys).max(1);
+        let sizes = Sizes { batch, kv_heads, group, length, keys, dims, value_dims };
+        let case = Case::new(sizes, dtype, masked, sinks, by_position, seed);
+        let case = match cap {
+            Some(cap) => case.capped(cap),
+            None => case,
+        };
+        check(&case.exact(), 8.0, || case.attention(), || case.attention())?;
+    }
+
+    #[test]
+    fn quantized_keys_and_values_are_decoded_as_exactly_as_by_the_reference(
+        batch in 1..3i32,
+        group in prop::sample::select(vec![1, 2, 3]),
+        length in prop::sample::select(vec![1, 2, 26]),
+        more_keys in prop::sample::select(vec![-3, 0, 1, 33, 260]),
+        dims in prop::sample::select(vec![64, 128]),
+        value_dims in prop::sample::select(vec![64, 192]),
+        dtype in prop::sample::select(&FLOATS[..]),
+        how in (prop::sample::select(vec![32, 64]), prop::sample::select(vec![2, 3, 4, 5, 6, 8])),
+        masked in prop::sample::select(vec![
+            Masked::No, Masked::Causal, Masked::Window(4), Masked::AnyOfHead, Masked::Added,
         ]),
         sinks: bool,
         by_position: bool,
         seed: u64,
     ) {
         let keys = (length + more_keys).max(1);
-        let sizes = Sizes { batch, kv_heads, group, length, keys, dims, value_dims };
-        let case = Case::new(sizes, dtype, masked, sinks, by_position, seed);
-        check(&case.exact(), 8.0, || case.attention(), || case.attention())?;
+        let sizes = Sizes { batch, kv_heads: 2, group, length, keys, dims, value_dims };
+        let how = Quantization::affine(how.0, how.1);
+        let case = Case::new(sizes, dtype, masked, sinks, false, seed).quantized(how, by_position);
+        check(&case.exact(), 32.0, || case.attention(), || case.attention())?;
     }
 }
 
@@ -204,18 +313,49 @@ fn infinities_and_nans_stay_with_their_query() {
 }
 
 #[test]
-fn the_gradient_is_that_of_the_reference() {
-    let case = Case::new(SIZES, Dtype::Float32, Masked::Causal, false, false, 8);
-    let loss = |args: &[Array]| {
-        let y = scaled_dot_product_attention(&args[0], &args[1], &args[2], SCALE, Mask::Causal, None)?;
-        ops::sum(&ops::square(&y)?, .., false)
-    };
-    let args = [&case.q.0, &case.k.0, &case.v.0];
-    let grads = |path| kernels::force(path, || transforms::value_and_grad(loss, args)).unwrap().unwrap().1;
-    let expected = grads(kernels::Path::Reference);
-    for path in fast_paths() {
-        for (found, expected) in grads(path).iter().zip(&expected) {
-            assert_close(found, &to_f64(expected), REDUCTION);
+fn gradients_are_those_of_finite_differences() {
+    let sizes = Sizes { keys: 5, dims: 4, value_dims: 3, ..SIZES };
+    for (masked, cap) in [(Masked::Causal, None), (Masked::Any, Some(2.0))] {
+        let mut case = Case::new(sizes, Dtype::Float32, masked, true, false, 8);
+        case.cap = cap;
+        let sum = |case: &Case| case.exact().iter().map(|y| y * y).sum::<f64>();
+        let with = |part: usize, x: &[f64]| {
+            let mut moved = Case::new(sizes, Dtype::Float32, masked, true, false, 8);
+            moved.cap = cap;
+            *[&mut moved.q.1, &mut moved.k.1, &mut moved.v.1][part] = x.to_vec();
+            sum(&moved)
+        };
+        let inputs = [&case.q, &case.k, &case.v];
+        let expected: Vec<Vec<f64>> =
+            (0..3).map(|part| finite_differences(|x| with(part, x), &inputs[part].1)).collect();
+        let sinks = Some(&case.sinks.as_ref().unwrap().0);
+        let loss = |args: &[Array]| {
+            let [q, k, v] = args else { unreachable!() };
+            let y = match cap {
+                Some(cap) => soft_capped_attention(q, k, v, SCALE, cap, case.mask(), sinks)?,
+                None => scaled_dot_product_attention(q, k, v, SCALE, case.mask(), sinks)?,
+            };
+            ops::sum(&ops::square(&y)?, .., false)
+        };
+        let args = inputs.map(|(array, _)| array);
+        for path in fast_paths() {
+            let grads = kernels::force(path, || transforms::value_and_grad(loss, args)).unwrap().unwrap().1;
+            for (found, expected) in grads.iter().zip(&expected) {
+                assert_close(found, expected, REDUCTION);
+            }
         }
     }
+}
+
+#[test]
+fn it_maps_over_an_axis() {
+    let case = Case::new(Sizes { batch: 2, ..SIZES }, Dtype::Float32, Masked::Causal, false, false, 9);
+    let f = |args: &[Array]| {
+        let [q, k, v] = args else { unreachable!() };
+        scaled_dot_product_attention(q, k, v, SCALE, Mask::Causal, None)
+    };
+    let spread = |x: &Array| ops::expand_dims(x, 1).unwrap();
+    let args = [&case.q.0, &case.k.0, &case.v.0].map(spread);
+    let y = transforms::vmap(f, &args).unwrap().swap_remove(0);
+    assert_close(&y, &case.exact(), REDUCTION);
 }

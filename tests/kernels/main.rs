@@ -87,6 +87,17 @@ fn assert_repeats(f: impl Fn() -> mlxport::Result<Vec<Array>>) {
     kernels::set_threads(before).unwrap();
 }
 
+/// The derivatives of `f` at `x`, by central differences.
+fn finite_differences(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
+    let step = 1e-5;
+    let at = |i: usize, by: f64| {
+        let mut x = x.to_vec();
+        x[i] += by;
+        f(&x)
+    };
+    (0..x.len()).map(|i| (at(i, step) - at(i, -step)) / (2.0 * step)).collect()
+}
+
 fn bits(y: &Array) -> Vec<u8> {
     y.to_host().unwrap().into_bytes()
 }

@@ -1,11 +1,11 @@
 //! Norms, softmax, rotary positions and the gated unit against their formulas in `f64`.
 
-use mlxport::nn::activations::swiglu;
+use mlxport::nn::activations::{Activation, swiglu};
 use mlxport::{Array, Dtype, fast, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, REDUCTION, assert_close, to_f64};
-use crate::{FLOATS, bits, check, fast_paths, rounded};
+use crate::support::{Numbers, REDUCTION, assert_close, difference, to_f64};
+use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
 
 fn random(numbers: &mut Numbers, shape: &[i32], dtype: Dtype, scale: f64) -> (Array, Vec<f64>) {
     let count = shape.iter().map(|&d| d as usize).product();
@@ -18,6 +18,44 @@ fn turned(array: &Array) -> Array {
     let n = array.ndim() as i32;
     let copy = ops::contiguous(&ops::swapaxes(array, n - 2, n - 1).unwrap(), false).unwrap();
     ops::swapaxes(&copy, n - 2, n - 1).unwrap()
+}
+
+/// The same values, but they lie backwards in memory.
+fn reversed(array: &Array) -> Array {
+    let n = array.dim(-1).unwrap();
+    let backwards: Vec<i32> = (0..n).rev().collect();
+    let backwards = Array::from_slice(&backwards, &[n]).unwrap();
+    let copy = ops::contiguous(&ops::take(array, &backwards, -1).unwrap(), false).unwrap();
+    let shape = array.shape();
+    let start: Vec<i32> =
+        shape.iter().enumerate().map(|(i, &d)| if i + 1 == shape.len() { d - 1 } else { 0 }).collect();
+    let stop: Vec<i32> =
+        shape.iter().enumerate().map(|(i, &d)| if i + 1 == shape.len() { -d - 1 } else { d }).collect();
+    let step: Vec<i32> = (1..=shape.len()).map(|i| if i == shape.len() { -1 } else { 1 }).collect();
+    ops::slice(&copy, &start, &stop, &step).unwrap()
+}
+
+/// In memory as they are, turned or backwards.
+fn lying(array: &Array, how: usize) -> Array {
+    match how {
+        0 => array.clone(),
+        1 => turned(array),
+        _ => reversed(array),
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+fn normed(x: &[f64], w: &[f64]) -> Vec<f64> {
+    let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let factor = 1.0 / (mean_square + f64::from(1e-5f32)).sqrt();
+    x.iter().zip(w).map(|(x, w)| x * factor * w).collect()
 }
 
 fn by_row(x: &[f64], n: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
@@ -35,14 +73,14 @@ proptest! {
         exponent in prop::sample::select(vec![-30, -3, 0, 2, 8]),
         has_weight: bool,
         has_bias: bool,
-        lies_turned: bool,
+        lies in 0..3usize,
         seed: u64,
     ) {
         let mut numbers = Numbers(seed);
         // Half precision has no such numbers.
         let exponent = if dtypes.0 == Dtype::Float16 { exponent.max(-3) } else { exponent };
         let (x, values) = random(&mut numbers, &[2, rows, n], dtypes.0, 2f64.powi(exponent));
-        let x = if lies_turned { turned(&x) } else { x };
+        let x = lying(&x, lies);
         let (weight, w) = random(&mut numbers, &[n], dtypes.1, 2.0);
         let (bias, b) = random(&mut numbers, &[n], dtypes.1, 1.0);
         let (weight, bias) = (has_weight.then_some(&weight), has_bias.then_some(&bias));
@@ -76,6 +114,26 @@ proptest! {
         let (gate, g) = random(&mut numbers, &[2, rows, n as i32], dtypes.0, 2f64.powi(exponent.max(-3)));
         let expected: Vec<f64> = g.iter().zip(&values).map(|(g, x)| g / (1.0 + (-g).exp()) * x).collect();
         check(&expected, 0.0, || swiglu(&gate, &x), || swiglu(&gate, &x))?;
+        let expected: Vec<f64> = g.iter().zip(&values).map(|(g, x)| gelu_tanh(*g) * x).collect();
+        let f = || Activation::GeluTanh.gated(&gate, &x);
+        check(&expected, 0.0, f, f)?;
+        let expected: Vec<f64> = g.iter().zip(&values).map(|(g, x)| g * sigmoid(1.702 * g) * x).collect();
+        let f = || Activation::GeluSigmoid.gated(&gate, &x);
+        check(&expected, 0.0, f, f)?;
+
+        // The sum is rounded before it is normed.
+        let (added, y) = random(&mut numbers, &[2, rows, n as i32], dtypes.0, 2f64.powi(exponent));
+        let added = lying(&added, 2 - lies);
+        let (weight, w) = random(&mut numbers, &[n as i32], dtypes.0, 2.0);
+        let sum = |part: usize| move |x: &Array, y: &Array, weight: &Array| {
+            Ok(fast::add_rms_norm(x, y, weight, 1e-5)?[part].clone())
+        };
+        let exact: Vec<f64> = values.iter().zip(&y).map(|(x, y)| x + y).collect();
+        let f = || sum(0)(&x, &added, &weight);
+        check(&exact, 0.0, f, f)?;
+        let (_, exact) = rounded(&exact, &[2, rows, n as i32], dtypes.0);
+        let f = || sum(1)(&x, &added, &weight);
+        check(&by_row(&exact, n, |x| normed(x, &w)), 2.0, f, f)?;
     }
 
     #[test]
@@ -84,7 +142,7 @@ proptest! {
         head in prop::sample::select(vec![[2, 2], [8, 8], [10, 6], [64, 64], [17, 16]]),
         dtype in prop::sample::select(&FLOATS[..]),
         traditional: bool,
-        lies_turned: bool,
+        lies in 0..3usize,
         offset in prop::sample::select(vec![0, 1, 1000]),
         each: bool,
         periods: bool,
@@ -93,7 +151,7 @@ proptest! {
         let (mut numbers, [n, dims]) = (Numbers(seed), head);
         let shape: Vec<i32> = shape.into_iter().chain([n]).collect();
         let (x, values) = random(&mut numbers, &shape, dtype, 1.0);
-        let x = if lies_turned { turned(&x) } else { x };
+        let x = lying(&x, lies);
         let half = (dims / 2) as usize;
         let given: Vec<f32> = (0..half).map(|i| 1.5f32.powi(i as i32)).collect();
         let given_array = Array::from_slice(&given, &[half as i32]).unwrap();
@@ -120,6 +178,11 @@ proptest! {
         let frequencies = if periods { (&given_array).into() } else { fast::RopeFrequencies::Base(10_000.0) };
         let f = || fast::rope(&x, dims, traditional, frequencies, 0.5, offset);
         check(&expected, 1.0, f, f)?;
+        let (weight, w) = random(&mut numbers, &[n as i32], dtype, 1.5);
+        let rows = values.chunks_exact(n).enumerate();
+        let expected: Vec<f64> = rows.flat_map(|(row, x)| turn((row, &normed(x, &w)))).collect();
+        let f = || fast::rms_norm_rope(&x, &weight, 1e-5, dims, traditional, frequencies, 0.5, offset);
+        check(&expected, 2.0, f, f)?;
     }
 }
 
@@ -138,6 +201,13 @@ fn what_is_not_finite_stays_in_its_row() {
             let y = on(&|| swiglu(&x, &x));
             assert!(!y[3].is_finite() && y[4..].iter().all(|y| y.is_finite()), "{path} {special}");
         }
+    }
+    // What is infinite everywhere has no softmax; beside a number, minus infinity has no weight.
+    let infinite = f64::NEG_INFINITY;
+    let (x, _) = rounded(&[infinite, infinite, infinite, 0.0], &[2, 2], Dtype::Float32);
+    for path in fast_paths() {
+        let y = to_f64(&kernels::force(path, || ops::softmax(&x, -1, true)).unwrap().unwrap());
+        assert!(y[0].is_nan() && y[1].is_nan() && y[2..] == [0.0, 1.0], "{path} {y:?}");
     }
     // The gate of a large negative number is closed, and the unit of an infinite one open.
     let (x, _) = rounded(&[-200.0, -90.0, 90.0, f64::INFINITY], &[4], Dtype::Float32);
@@ -174,22 +244,104 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
 }
 
 #[test]
-fn gradients_are_those_of_the_reference() {
-    let mut numbers = Numbers(6);
-    let (x, _) = random(&mut numbers, &[2, 3, 8], Dtype::Float32, 1.0);
-    let (w, _) = random(&mut numbers, &[8], Dtype::Float32, 1.0);
-    let loss = |args: &[Array]| {
-        let y =
-            fast::layer_norm(&fast::rms_norm(&args[0], Some(&args[1]), 1e-5)?, None, Some(&args[1]), 1e-5)?;
-        let y = fast::rope(&ops::softmax(&y, -1, true)?, 8, false, 100.0, 1.0, 3)?;
-        ops::sum(&ops::square(&swiglu(&y, &args[0])?)?, .., false)
-    };
-    let grads =
-        |path| kernels::force(path, || transforms::value_and_grad(loss, [&x, &w])).unwrap().unwrap().1;
-    let expected = grads(kernels::Path::Reference);
-    for path in fast_paths() {
-        for (found, expected) in grads(path).iter().zip(&expected) {
-            assert_close(found, &to_f64(expected), REDUCTION);
+fn gradients_are_those_of_finite_differences() {
+    type Kernel = fn(&Array, &Array) -> mlxport::Result<Array>;
+    type Exact = fn(&[f64], &[f64]) -> Vec<f64>;
+    fn softmax(x: &[f64]) -> Vec<f64> {
+        let sum: f64 = x.iter().map(|x| x.exp()).sum();
+        x.iter().map(|x| x.exp() / sum).collect()
+    }
+    fn layer_normed(x: &[f64], w: &[f64]) -> Vec<f64> {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        normed(&x.iter().map(|x| x - mean).collect::<Vec<_>>(), w).iter().zip(w).map(|(y, w)| y + w).collect()
+    }
+    /// A row at position 3, whose frequencies are 1, 0.1, 0.01 and 0.001.
+    fn turned(x: &[f64]) -> Vec<f64> {
+        let mut y = x.to_vec();
+        for i in 0..4 {
+            let (sin, cos) = (3.0 * 0.1f64.powi(i as i32)).sin_cos();
+            (y[i], y[i + 4]) = (x[i] * cos - x[i + 4] * sin, x[i] * sin + x[i + 4] * cos);
         }
+        y
+    }
+    let kernels: [(&str, Kernel, Exact); 8] = [
+        ("rms_norm", |x, w| fast::rms_norm(x, Some(w), 1e-5), normed),
+        ("layer_norm", |x, w| fast::layer_norm(x, Some(w), Some(w), 1e-5), layer_normed),
+        (
+            "softmax",
+            |x, w| ops::softmax(x, -1, true)? * w,
+            |x, w| softmax(x).iter().zip(w).map(|(y, w)| y * w).collect(),
+        ),
+        (
+            "rope",
+            |x, w| fast::rope(&(x * w)?, 8, false, 10_000.0, 1.0, 3),
+            |x, w| turned(&x.iter().zip(w).map(|(x, w)| x * w).collect::<Vec<_>>()),
+        ),
+        (
+            "rms_norm_rope",
+            |x, w| fast::rms_norm_rope(x, w, 1e-5, 8, false, 10_000.0, 1.0, 3),
+            |x, w| turned(&normed(x, w)),
+        ),
+        (
+            "swiglu",
+            |x, w| swiglu(x, &ops::broadcast_to(w, x.shape())?),
+            |x, w| x.iter().zip(w).map(|(x, w)| x * sigmoid(*x) * w).collect(),
+        ),
+        (
+            "geglu",
+            |x, w| Activation::GeluTanh.gated(x, &ops::broadcast_to(w, x.shape())?),
+            |x, w| x.iter().zip(w).map(|(x, w)| gelu_tanh(*x) * w).collect(),
+        ),
+        (
+            "add_rms_norm",
+            |x, w| {
+                let [sum, y] = fast::add_rms_norm(x, &ops::broadcast_to(w, x.shape())?, w, 1e-5)?;
+                sum + y
+            },
+            |x, w| {
+                let sum: Vec<f64> = x.iter().zip(w).map(|(x, w)| x + w).collect();
+                normed(&sum, w).iter().zip(&sum).map(|(y, sum)| y + sum).collect()
+            },
+        ),
+    ];
+    let mut numbers = Numbers(6);
+    let (x, values) = random(&mut numbers, &[1, 1, 8], Dtype::Float32, 1.0);
+    let (w, weights) = random(&mut numbers, &[8], Dtype::Float32, 1.0);
+    for (name, f, exact) in kernels {
+        let sum = |x: &[f64], w: &[f64]| exact(x, w).iter().map(|y| y * y).sum::<f64>();
+        let expected = [
+            finite_differences(|x| sum(x, &weights), &values),
+            finite_differences(|w| sum(&values, w), &weights),
+        ];
+        let loss = |args: &[Array]| ops::sum(&ops::square(&f(&args[0], &args[1])?)?, .., false);
+        for path in fast_paths() {
+            let grads =
+                kernels::force(path, || transforms::value_and_grad(loss, [&x, &w])).unwrap().unwrap().1;
+            for (found, expected) in grads.iter().zip(&expected) {
+                let found = to_f64(found);
+                let wrong = difference(&found, expected, f64::from(f32::EPSILON), REDUCTION);
+                assert!(wrong.is_none(), "{name} on {path}: {wrong:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    let (x, values) = random(&mut Numbers(12), &[3, 4, 2, 8], Dtype::Float32, 1.0);
+    let (w, weights) = random(&mut Numbers(13), &[8], Dtype::Float32, 1.0);
+    let f = |args: &[Array]| fast::rms_norm(&args[0], Some(&w), 1e-5);
+    let y = transforms::vmap(f, [&x]).unwrap().swap_remove(0);
+    assert_close(&y, &by_row(&values, 8, |x| normed(x, &weights)), REDUCTION);
+    let all = |x: &Array| -> mlxport::Result<Array> {
+        let [sum, y] = fast::add_rms_norm(x, x, &w, 1e-5)?;
+        let y =
+            fast::rms_norm_rope(&ops::softmax(&(y + sum)?, -1, true)?, &w, 1e-5, 8, false, 100.0, 1.0, 3)?;
+        Activation::GeluTanh.gated(&fast::rope(&y, 4, true, 100.0, 1.0, 3)?, x)
+    };
+    let mapped = transforms::vmap(|args| all(&args[0]), [&x]).unwrap().swap_remove(0);
+    for i in 0..3 {
+        let one = |of: &Array| ops::take(of, &Array::from(i), 0).unwrap();
+        assert_close(&one(&mapped), &to_f64(&all(&one(&x)).unwrap()), REDUCTION);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mlxport::generate::{FinishReason, Options, Response, Text, Tokens};
+use mlxport::kernels::{self, Path};
 use mlxport::models::{LanguageModel, load, probe};
 use mlxport::nn::Module;
 use mlxport::text::{Chat, Tokenizer};
@@ -31,8 +32,19 @@ fn oracle() -> Value {
     serde_json::from_slice(&std::fs::read(dir().join("oracle/oracle.json")).unwrap()).unwrap()
 }
 
+/// The kernels off, and on as far as this machine can run them.
+fn on_every_path(f: impl Fn(Path)) {
+    for path in Path::ALL.into_iter().filter(|path| path.is_available()) {
+        kernels::force(path, || f(path)).unwrap();
+    }
+}
+
 #[test]
 fn every_stage_of_the_bundled_checkpoint_is_that_of_transformers() {
+    on_every_path(stages_are_those_of_transformers);
+}
+
+fn stages_are_those_of_transformers(path: Path) {
     let (model, expected) = (model(), expected());
     let forward = |ids: &HostTensor| {
         let ids = Array::from_host(ids).unwrap();
@@ -47,23 +59,29 @@ fn every_stage_of_the_bundled_checkpoint_is_that_of_transformers() {
         let at = names.iter().position(|n| n == name).unwrap_or_else(|| panic!("{name} is not in {names:?}"));
         let found = stages[at].1.to_vec::<f32>().unwrap();
         let error = error(&found, &expected[name].to_vec().unwrap());
-        assert!(error < LOGITS, "{name}: {error:e}");
+        assert!(error < LOGITS, "{name} on {path}: {error:e}");
     }
     let (batch, _) = forward(&expected["batch_input_ids"]);
     let error = error(&batch.to_vec().unwrap(), &expected["batch_logits"].to_vec().unwrap());
-    assert!(error < LOGITS, "batch: {error:e}");
+    assert!(error < LOGITS, "batch on {path}: {error:e}");
 }
 
 #[test]
 fn the_bundled_checkpoint_decodes_what_transformers_decodes() {
-    let (model, expected) = (model(), expected());
+    let expected = expected();
     let greedy: Vec<i32> = expected["greedy"].to_vec().unwrap();
     let prompt: Vec<i32> = expected["input_ids"].to_vec().unwrap();
-    let options = Options { max_tokens: greedy.len(), ..Options::default() };
-    let mut cache = model.make_cache();
-    let tokens = Tokens::new(&*model, &mut cache, &prompt, options).unwrap();
-    let found: Vec<i32> = tokens.map(|token| token.unwrap().id).collect();
-    assert_eq!(found, greedy);
+    let decoded = |model: &dyn LanguageModel| -> Vec<i32> {
+        let options = Options { max_tokens: greedy.len(), ..Options::default() };
+        let mut cache = model.make_cache();
+        let tokens = Tokens::new(model, &mut cache, &prompt, options).unwrap();
+        tokens.map(|token| token.unwrap().id).collect()
+    };
+    on_every_path(|path| {
+        assert_eq!(decoded(&*model()), greedy, "{path}");
+        // As the checkpoint is stored.
+        assert_eq!(decoded(&*load(&dir()).unwrap()), greedy, "{path}");
+    });
 }
 
 #[test]

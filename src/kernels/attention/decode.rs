@@ -1,37 +1,42 @@
 //! A few queries: keys and values are read once, as they lie, in pieces of the sequence.
 
-use super::{Call, Sizes};
+use super::{Block, Call, Sizes};
+use crate::kernels::math::{self, Lanes, Loop, Number};
 use crate::kernels::path::Path;
 use crate::kernels::pool;
-#[cfg(target_arch = "x86_64")]
 use crate::kernels::product::Numbers;
 
 /// Rows for which this is faster than tiles.
-const FEW: usize = 8;
+const FEW: usize = 16;
 /// Keys in a piece. Results depend on it, so it depends on nothing.
 const PIECE: usize = 256;
+/// Keys that are decoded at a time, where they are quantized.
+const NEAR: usize = 32;
 
 pub(super) fn suits(call: &Call<'_>, rows: usize) -> bool {
-    call.path == Path::Avx2
-        && rows <= FEW
-        && [&call.k, &call.v].iter().all(|heads| heads.step() == 1 && heads.strides[2] >= 0)
+    rows <= FEW && call.k.is_together() && call.v.is_together()
 }
 
 /// All rows, `[pairs, rows, value_dims]`.
 pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> {
     let Sizes { kv_heads, keys, dims, value_dims, .. } = call.sizes;
-    let pieces = keys.div_ceil(PIECE);
+    let (pieces, path) = (keys.div_ceil(PIECE), call.path);
     let mut queries = vec![0.0; pairs * rows * dims];
     for (i, query) in queries.chunks_exact_mut(dims).enumerate() {
         call.query(i / rows, i % rows, query);
     }
+    let head = |pair: usize| [pair / kv_heads, pair % kv_heads];
     // `[pairs, pieces, rows, PIECE]`.
     let mut scores = vec![0.0; pairs * pieces * rows * PIECE];
     pool::for_each_piece(&mut scores, rows * PIECE, |i, scores| {
         let (pair, start) = (i / pieces, i % pieces * PIECE);
         let count = PIECE.min(keys - start);
-        let origin = call.k.at(pair / kv_heads, pair % kv_heads, start);
-        dot(call, &queries[pair * rows * dims..][..rows * dims], origin, count, scores);
+        let (queries, mut room) = (&queries[pair * rows * dims..][..rows * dims], Vec::new());
+        for first in (0..count).step_by(NEAR) {
+            let near = NEAR.min(count - first);
+            let block = call.k.block(head(pair), start + first, [near, dims], &mut room);
+            block.dot(path, queries, dims, near, &mut scores[first..]);
+        }
     });
     let mut weights = vec![0.0; pairs * rows * keys];
     pool::for_each_piece(&mut weights, rows * keys, |pair, weights| {
@@ -48,13 +53,11 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
     pool::for_each_piece(&mut parts, rows * value_dims, |i, sums| {
         let (pair, start) = (i / pieces, i % pieces * PIECE);
         let count = PIECE.min(keys - start);
-        let origin = call.v.at(pair / kv_heads, pair % kv_heads, start);
-        let weights = &weights[pair * rows * keys..][..rows * keys];
-        for first in (0..count).step_by(8) {
-            for (weights, sums) in weights.chunks_exact(keys).zip(sums.chunks_exact_mut(value_dims)) {
-                let eight = &weights[start + first..start + count.min(first + 8)];
-                add(call, eight, origin + first * call.v.strides[2] as usize, sums);
-            }
+        let (weights, mut room) = (&weights[pair * rows * keys..][..rows * keys], Vec::new());
+        for first in (start..start + count).step_by(NEAR) {
+            let near = NEAR.min(start + count - first);
+            let block = call.v.block(head(pair), first, [near, value_dims], &mut room);
+            block.add(path, &weights[first..], keys, near, sums, value_dims);
         }
     });
     let mut out = vec![0.0; pairs * rows * value_dims];
@@ -68,36 +71,162 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
     out
 }
 
-/// The products of queries with the keys from `origin` on, `[rows, PIECE]`.
-#[cfg(target_arch = "x86_64")]
-fn dot(call: &Call<'_>, queries: &[f32], origin: usize, count: usize, scores: &mut [f32]) {
-    use crate::kernels::product::cpu::avx2::dot_block;
-    let (k, line) = (call.sizes.dims, call.k.strides[2] as usize);
-    match call.k.numbers {
-        Numbers::Float32(w) => dot_block(queries, k, w, origin, line, count, scores, PIECE),
-        Numbers::Float16(w) => dot_block(queries, k, w, origin, line, count, scores, PIECE),
-        Numbers::Bfloat16(w) => dot_block(queries, k, w, origin, line, count, scores, PIECE),
+impl Block<'_> {
+    /// The products of queries, `[rows, dims]`, with the `count` positions, into `[rows, PIECE]`.
+    fn dot(&self, path: Path, queries: &[f32], dims: usize, count: usize, scores: &mut [f32]) {
+        let Self { origin, line, .. } = *self;
+        match self.numbers {
+            Numbers::Float32(w) => math::run(path, Dot { queries, dims, w, origin, line, count, scores }),
+            Numbers::Float16(w) => math::run(path, Dot { queries, dims, w, origin, line, count, scores }),
+            Numbers::Bfloat16(w) => math::run(path, Dot { queries, dims, w, origin, line, count, scores }),
+        }
+    }
+
+    /// Adds to `sums`, `[rows, dims]`, each of the `count` positions times its weight. Those of a row are `stride`
+    /// after those of the row before.
+    fn add(&self, path: Path, weights: &[f32], stride: usize, count: usize, sums: &mut [f32], dims: usize) {
+        let Self { origin, line, .. } = *self;
+        match self.numbers {
+            Numbers::Float32(w) => {
+                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+            }
+            Numbers::Float16(w) => {
+                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+            }
+            Numbers::Bfloat16(w) => {
+                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+            }
+        }
     }
 }
 
-/// Adds each of the values from `origin` on times its weight.
-#[cfg(target_arch = "x86_64")]
-fn add(call: &Call<'_>, weights: &[f32], origin: usize, sums: &mut [f32]) {
-    use crate::kernels::product::cpu::avx2::add_block;
-    let line = call.v.strides[2] as usize;
-    match call.v.numbers {
-        Numbers::Float32(w) => add_block(weights, w, origin, line, sums),
-        Numbers::Float16(w) => add_block(weights, w, origin, line, sums),
-        Numbers::Bfloat16(w) => add_block(weights, w, origin, line, sums),
+/// Line `i` of `w`.
+#[inline(always)]
+fn row<T>(w: &[T], origin: usize, line: isize, i: usize, dims: usize) -> &[T] {
+    &w[origin.wrapping_add_signed(i as isize * line)..][..dims]
+}
+
+struct Dot<'a, T> {
+    queries: &'a [f32],
+    dims: usize,
+    w: &'a [T],
+    origin: usize,
+    line: isize,
+    count: usize,
+    scores: &'a mut [f32],
+}
+
+impl<T: Number> Loop for Dot<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        let whole = self.count - self.count % 4;
+        let rows = self.queries.len() / self.dims;
+        let mut query = 0;
+        while query < rows {
+            let few = match rows - query {
+                1 => 1,
+                2 | 3 => 2,
+                _ => 4,
+            };
+            for key in (0..whole).step_by(4) {
+                match few {
+                    1 => self.products::<L, 4, 1>(key, query),
+                    2 => self.products::<L, 4, 2>(key, query),
+                    _ => {
+                        self.products::<L, 2, 4>(key, query);
+                        self.products::<L, 2, 4>(key + 2, query);
+                    }
+                }
+            }
+            for key in whole..self.count {
+                match few {
+                    1 => self.products::<L, 1, 1>(key, query),
+                    2 => self.products::<L, 1, 2>(key, query),
+                    _ => self.products::<L, 1, 4>(key, query),
+                }
+            }
+            query += few;
+        }
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn dot(_: &Call<'_>, _: &[f32], _: usize, _: usize, _: &mut [f32]) {
-    unreachable!("this CPU has no such path")
+impl<T: Number> Dot<'_, T> {
+    /// Of `R` keys with `M` queries.
+    #[inline(always)]
+    fn products<L: Lanes, const R: usize, const M: usize>(&mut self, key: usize, query: usize) {
+        let dims = self.dims;
+        let keys: [&[T]; R] = std::array::from_fn(|r| row(self.w, self.origin, self.line, key + r, dims));
+        let queries: [&[f32]; M] = std::array::from_fn(|m| &self.queries[(query + m) * dims..][..dims]);
+        let mut sums = [[L::splat(0.0); M]; R];
+        let whole = dims - dims % L::WIDTH;
+        for i in (0..whole).step_by(L::WIDTH) {
+            for (key, sums) in keys.iter().zip(&mut sums) {
+                let key = T::load::<L>(&key[i..]);
+                for (query, sum) in queries.iter().zip(sums) {
+                    *sum = key.mul_add(L::load(&query[i..]), *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (m, sum) in sums.iter().enumerate() {
+                let rest = keys[r][whole..].iter().zip(&queries[m][whole..]);
+                let rest = rest.fold(0.0, |sum, (key, query)| sum + key.number() * query);
+                self.scores[(query + m) * PIECE + key + r] = sum.sum() + rest;
+            }
+        }
+    }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn add(_: &Call<'_>, _: &[f32], _: usize, _: &mut [f32]) {
-    unreachable!("this CPU has no such path")
+struct Add<'a, T> {
+    weights: &'a [f32],
+    stride: usize,
+    w: &'a [T],
+    origin: usize,
+    line: isize,
+    count: usize,
+    sums: &'a mut [f32],
+    dims: usize,
+}
+
+impl<T: Number> Loop for Add<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        let whole = self.count - self.count % 8;
+        for i in (0..whole).step_by(8) {
+            self.rows::<L, 8>(i);
+        }
+        for i in whole..self.count {
+            self.rows::<L, 1>(i);
+        }
+    }
+}
+
+impl<T: Number> Add<'_, T> {
+    /// `R` positions from `first` on, to all sums.
+    #[inline(always)]
+    fn rows<L: Lanes, const R: usize>(&mut self, first: usize) {
+        let dims = self.dims;
+        let values: [&[T]; R] = std::array::from_fn(|r| row(self.w, self.origin, self.line, first + r, dims));
+        let whole = dims - dims % L::WIDTH;
+        for (m, sums) in self.sums.chunks_exact_mut(dims).enumerate() {
+            let factors = &self.weights[m * self.stride + first..][..R];
+            let wide: [L; R] = std::array::from_fn(|r| L::splat(factors[r]));
+            for i in (0..whole).step_by(L::WIDTH) {
+                let mut sum = L::load(&sums[i..]);
+                for (value, factor) in values.iter().zip(wide) {
+                    sum = T::load::<L>(&value[i..]).mul_add(factor, sum);
+                }
+                sum.store(&mut sums[i..]);
+            }
+            for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
+                for (value, factor) in values.iter().zip(factors) {
+                    *sum += value[i].number() * factor;
+                }
+            }
+        }
+    }
 }

@@ -7,57 +7,109 @@
 mod decode;
 mod mask;
 mod reference;
+mod source;
 mod tiles;
 
 use std::sync::Once;
 
 use self::mask::Visible;
-use super::path::{Path, active_of};
-use super::product::{Dense, Numbers};
+use self::source::{Coded, Heads, Source};
+use super::math::{self, Lanes, Loop};
+use super::path::Path;
+use super::product::Numbers;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::fast::Mask;
-use crate::ops;
+use crate::ops::{self, Quantization, QuantizationMode, Quantized};
 
 const NAME: &str = "scaled_dot_product_attention";
 
-/// Attention; MLX's own operation where it is not a case for the kernel, errors included.
-pub(crate) fn attention(
-    q: &Array,
-    k: &Array,
-    v: &Array,
-    scale: f32,
-    mask: Mask<'_>,
-    sinks: Option<&Array>,
-) -> Result<Array> {
-    let path = active_of(&[Path::Avx2]);
-    let on_cpu = current_device().kind == DeviceKind::Cpu;
-    if path == Path::Reference || !on_cpu || !suits(q, k, v, mask, sinks) {
-        return reference::attention(q, k, v, scale, mask, sinks);
+/// What becomes of the products of queries and keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores<'a> {
+    pub scale: f32,
+    /// Where `cap * tanh(score / cap)` bends them.
+    pub cap: Option<f32>,
+    pub mask: Mask<'a>,
+    pub sinks: Option<&'a Array>,
+}
+
+/// Attention; MLX's own operations where it is not a case for the kernel, errors included.
+pub(crate) fn attention(q: &Array, k: &Array, v: &Array, scores: Scores<'_>) -> Result<Array> {
+    let floats = [q, k, v].iter().all(|x| x.dtype() == q.dtype());
+    match path_for(q, k.shape(), v.shape(), &scores) {
+        Some(path) if floats => run(path, None, q, &[k, v], k.dim(2)?, scores),
+        _ => reference::attention(q, k, v, scores),
     }
+}
+
+/// [`attention`] to quantized keys and values, which are decoded as they are needed.
+pub(crate) fn quantized_attention(
+    q: &Array,
+    k: &Quantized,
+    v: &Quantized,
+    how: Quantization,
+    scores: Scores<'_>,
+) -> Result<Array> {
+    if let (Some(k_biases), Some(v_biases)) = (&k.biases, &v.biases)
+        && how.mode == QuantizationMode::Affine
+        && how.check(NAME).is_ok()
+        && let Some(k_shape) = coded_shape(k, k_biases, how)
+        && let Some(v_shape) = coded_shape(v, v_biases, how)
+        && let Some(path) = path_for(q, &k_shape, &v_shape, &scores)
+    {
+        let parts = [&k.weight, &k.scales, k_biases, &v.weight, &v.scales, v_biases];
+        return run(path, Some(how), q, &parts, k_shape[2], scores);
+    }
+    reference::quantized_attention(q, k, v, how, scores)
+}
+
+/// The shape of what is quantized, if the parts fit and are read.
+fn coded_shape(x: &Quantized, biases: &Array, how: Quantization) -> Option<[i32; 4]> {
+    let &[batch, heads, positions, words] = x.weight.shape() else { return None };
+    let dims = i32::try_from(i64::from(words) * 32 / i64::from(how.bits)).ok()?;
+    let groups = [batch, heads, positions, dims / how.group_size];
+    let float = |x: &Array| matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
+    let fits = x.weight.dtype() == Dtype::Uint32
+        && dims % how.group_size == 0
+        && [&x.scales, biases].iter().all(|part| part.shape() == groups && float(part));
+    fits.then_some([batch, heads, positions, dims])
+}
+
+fn run(
+    path: Path,
+    how: Option<Quantization>,
+    q: &Array,
+    sources: &[&Array],
+    keys: i32,
+    scores: Scores<'_>,
+) -> Result<Array> {
     static FIRST: Once = Once::new();
     FIRST.call_once(|| tracing::info!(kernel = NAME, %path, threads = pool::threads(), "first use"));
+    let Scores { scale, cap, mask, sinks } = scores;
     let (mask, causal) = match mask {
         Mask::None => (None, false),
         Mask::Causal => (None, true),
         Mask::Array(mask) => {
-            let shape = [q.dim(0)?, q.dim(1)?, q.dim(2)?, k.dim(2)?];
+            let shape = [q.dim(0)?, q.dim(1)?, q.dim(2)?, keys];
             (Some(ops::broadcast_to(mask, &shape)?), false)
         }
     };
-    let kernel = Attention { path, scale, causal, masked: mask.is_some() };
-    let inputs = [q, k, v].into_iter().chain(&mask).chain(sinks);
+    let kernel = Attention { path, how, scale, cap, causal, masked: mask.is_some() };
+    let inputs = [q].into_iter().chain(sources.iter().copied()).chain(&mask).chain(sinks);
     Ok(apply(kernel, inputs)?.swap_remove(0))
 }
 
-/// Whether shapes fit and dtypes are read.
-fn suits(q: &Array, k: &Array, v: &Array, mask: Mask<'_>, sinks: Option<&Array>) -> bool {
-    let (&[b, heads, length, dims], &[kb, kv_heads, keys, k_dims], &[vb, v_heads, v_keys, _]) =
-        (q.shape(), k.shape(), v.shape())
+/// The path, if shapes fit and dtypes are read.
+fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>) -> Option<Path> {
+    let path = math::path();
+    let on_cpu = current_device().kind == DeviceKind::Cpu;
+    let (&[b, heads, length, dims], &[kb, kv_heads, keys, k_dims], &[vb, v_heads, v_keys, value_dims]) =
+        (q.shape(), k, v)
     else {
-        return false;
+        return None;
     };
     let dtype = q.dtype();
     let fits = [kb, vb] == [b, b] && v_heads == kv_heads && (v_keys, k_dims) == (keys, dims);
@@ -68,26 +120,56 @@ fn suits(q: &Array, k: &Array, v: &Array, mask: Mask<'_>, sinks: Option<&Array>)
         let read = matches!(mask.dtype(), Dtype::Bool) || mask.dtype() == dtype;
         mask.ndim() <= 4 && tail.into_iter().all(|(&size, &own)| own == 1 || own == size) && read
     };
-    let mask = match mask {
+    let mask = match scores.mask {
         Mask::Array(mask) => mask_fits(mask),
         _ => true,
     };
-    let sinks = sinks.is_none_or(|sinks| sinks.shape() == [heads] && sinks.dtype() == dtype);
-    let any_empty = [q, k, v].iter().any(|x| x.size() == 0);
-    fits && float
-        && !any_empty
-        && heads % kv_heads == 0
-        && k.dtype() == dtype
-        && v.dtype() == dtype
-        && mask
-        && sinks
+    let sinks = scores.sinks.is_none_or(|sinks| sinks.shape() == [heads] && sinks.dtype() == dtype);
+    let some = [b, heads, kv_heads, length, keys, dims, value_dims].iter().all(|&size| size > 0);
+    let case = on_cpu && fits && float && some && heads % kv_heads == 0 && mask && sinks;
+    (case && path != Path::Reference).then_some(path)
 }
 
 struct Attention {
     path: Path,
+    /// For quantized keys and values.
+    how: Option<Quantization>,
     scale: f32,
+    cap: Option<f32>,
     causal: bool,
     masked: bool,
+}
+
+/// The path of products and decoded codes beside a path of loops.
+fn product_path(path: Path) -> Path {
+    path.min(Path::Avx2)
+}
+
+impl Attention {
+    /// The query, keys and values in their parts, the mask and the sinks.
+    #[allow(clippy::type_complexity)]
+    fn split<'a, T>(&self, inputs: &'a [T]) -> Result<(&'a T, [&'a [T]; 2], Option<&'a T>, Option<&'a T>)> {
+        let parts = if self.how.is_some() { 3 } else { 1 };
+        match inputs {
+            [q, rest @ ..] if rest.len() >= 2 * parts => {
+                let (k, rest) = rest.split_at(parts);
+                let (v, rest) = rest.split_at(parts);
+                let (mask, sinks) = rest.split_at(usize::from(self.masked).min(rest.len()));
+                Ok((q, [k, v], mask.first(), sinks.first()))
+            }
+            _ => Err(Error::argument(NAME, format!("{} inputs", inputs.len()))),
+        }
+    }
+
+    fn source<'a>(&self, parts: &[View<'a>]) -> Result<Source<'a>> {
+        match (self.how, parts) {
+            (Some(how), [codes, scales, biases]) => {
+                Coded::new([codes, scales, biases], how, product_path(self.path)).map(Source::Coded)
+            }
+            (_, [view, ..]) => Heads::new(view).map(Source::Plain),
+            _ => Err(Error::argument(NAME, "no inputs")),
+        }
+    }
 }
 
 /// Sizes of a call.
@@ -102,57 +184,23 @@ struct Sizes {
     value_dims: usize,
 }
 
-/// Memory, where the elements of a head begin and how far its positions and dimensions are apart.
+/// Positions of a head: position `i` begins at `origin + i * line`.
 #[derive(Clone, Copy)]
-struct Heads<'a> {
+struct Block<'a> {
     numbers: Numbers<'a>,
     origin: usize,
-    strides: [isize; 4],
-}
-
-impl<'a> Heads<'a> {
-    fn new(view: &View<'a>) -> Result<Self> {
-        let (numbers, origin) = Numbers::of(view)?;
-        let strides: Vec<isize> = view.strides().iter().map(|&s| s as isize).collect();
-        let strides = strides.try_into().map_err(|_| Error::argument(NAME, "not four dimensions"))?;
-        Ok(Self { numbers, origin, strides })
-    }
-
-    /// Where position `i` of a head begins.
-    fn at(&self, batch: usize, head: usize, i: usize) -> usize {
-        let [b, h, l, _] = self.strides;
-        self.origin.wrapping_add_signed(batch as isize * b + head as isize * h + i as isize * l)
-    }
-
-    fn step(&self) -> isize {
-        self.strides[3]
-    }
-
-    /// The positions of a head.
-    fn lines(&self, batch: usize, head: usize) -> Dense<'a> {
-        let (origin, [.., line, step]) = (self.at(batch, head, 0), self.strides);
-        Dense { numbers: self.numbers, origin, line, step }
-    }
-
-    /// The numbers of a position.
-    fn read(&self, at: usize, out: &mut [f32]) {
-        match self.step() {
-            1 => self.numbers.read(at, out),
-            step => out.iter_mut().enumerate().for_each(|(i, out)| {
-                *out = self.numbers.get(at.wrapping_add_signed(i as isize * step));
-            }),
-        }
-    }
+    line: isize,
 }
 
 /// All that a head group needs to be computed.
 struct Call<'a> {
     path: Path,
     scale: f32,
+    cap: Option<f32>,
     sizes: Sizes,
     q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    k: Source<'a>,
+    v: Source<'a>,
     visible: Visible<'a>,
     sinks: Option<Numbers<'a>>,
     first_sink: usize,
@@ -168,19 +216,52 @@ impl Call<'_> {
     /// The query of a row, scaled.
     fn query(&self, pair: usize, row: usize, out: &mut [f32]) {
         let [batch, head, i] = self.row(pair, row);
-        self.q.read(self.q.at(batch, head, i), out);
+        self.q.read(self.q.at([batch, head], i), out);
         out.iter_mut().for_each(|q| *q *= self.scale);
     }
 
     /// Makes weights of the scores of a row with the keys from `first` on. They add up to one with the sink's.
     fn weigh(&self, pair: usize, row: usize, first: usize, scores: &mut [f32]) {
-        let [batch, head, i] = self.row(pair, row);
-        self.visible.apply(batch, head, i, first, scores);
-        let sink = self.sinks.map(|sinks| sinks.get(self.first_sink + head));
-        let max = super::math::maximum(scores);
-        let max = sink.map_or(max, |sink| if max.is_nan() { max } else { max.max(sink) });
-        let sum = super::math::exp_sum(self.path, scores, max) + sink.map_or(0.0, |sink| (sink - max).exp());
-        scores.iter_mut().for_each(|weight| *weight /= sum);
+        let index = self.row(pair, row);
+        if let Some(cap) = self.cap {
+            math::run(self.path, Cap { scores, cap });
+        }
+        self.visible.apply(index, first, scores);
+        let sink = self.sinks.map(|sinks| sinks.get(self.first_sink + index[1]));
+        math::run(self.path, Weigh { scores, sink });
+    }
+}
+
+struct Cap<'a> {
+    scores: &'a mut [f32],
+    cap: f32,
+}
+
+impl Loop for Cap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (cap, inverse) = (L::splat(self.cap), L::splat(1.0 / self.cap));
+        math::map_in_place(self.scores, |score: L| score.mul(inverse).tanh().mul(cap));
+    }
+}
+
+struct Weigh<'a> {
+    scores: &'a mut [f32],
+    sink: Option<f32>,
+}
+
+impl Loop for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let max = math::maximum::<L, f32>(self.scores);
+        let max = self.sink.map_or(max, |sink| max.max(sink));
+        let sum = math::exp_sum::<L>(self.scores, max) + self.sink.map_or(0.0, |sink| (sink - max).exp());
+        let factor = L::splat(1.0 / sum);
+        math::map_in_place(self.scores, |weight: L| weight.mul(factor));
     }
 }
 
@@ -190,43 +271,51 @@ impl CustomKernel for Attention {
     }
 
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        let [q, _, v, ..] = inputs else {
-            return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
-        };
+        let (q, [_, v], ..) = self.split(inputs)?;
         let mut shape = q.shape.clone();
-        if let (Some(last), Some(&dims)) = (shape.last_mut(), v.shape.last()) {
-            *last = dims;
+        if let (Some(last), Some(&dims)) = (shape.last_mut(), v[0].shape.last()) {
+            *last = self.how.map_or(dims, |how| (i64::from(dims) * 32 / i64::from(how.bits)) as i32);
         }
         Ok(vec![Spec { shape, dtype: q.dtype }])
     }
 
     fn takes_strided(&self, index: usize) -> bool {
-        index < 3 + usize::from(self.masked)
+        let sources = if self.how.is_some() { 6 } else { 2 };
+        index < 1 + sources + usize::from(self.masked)
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
-        let (q, k, v, out) = (&inputs[0], &inputs[1], &inputs[2], &mut outputs[0]);
-        let (&[batch, heads, length, dims], &[_, kv_heads, keys, _], &[.., value_dims]) =
-            (q.shape(), k.shape(), v.shape())
-        else {
+        // Codes are read as streams of bits.
+        let scattered = |(i, view): (usize, &View<'_>)| {
+            (self.how.is_some() && (1..7).contains(&i) && !view.is_together_within()).then(|| view.gathered())
+        };
+        let gathered: Vec<_> = inputs.iter().enumerate().map(scattered).collect();
+        let inputs = inputs.iter().zip(&gathered);
+        let inputs: Vec<View<'_>> =
+            inputs.map(|(view, copy)| copy.as_ref().map_or(*view, |copy| copy.view(view))).collect();
+        let (q, [k, v], mask, sinks) = self.split(&inputs)?;
+        let (&[batch, heads, length, dims], &[_, kv_heads, keys, _]) = (q.shape(), k[0].shape()) else {
             return Err(Error::argument(NAME, "not four dimensions"));
         };
-        let [length, dims, keys, value_dims] = [length, dims, keys, value_dims].map(|size| size as usize);
+        let out = &mut outputs[0];
+        let value_dims = out.shape().last().map_or(0, |&dims| dims as usize);
+        let [length, dims, keys] = [length, dims, keys].map(|size| size as usize);
         let group = (heads / kv_heads.max(1)) as usize;
         let sizes = Sizes { kv_heads: kv_heads as usize, group, length, keys, dims, value_dims };
-        let visible = match self.masked {
-            true => Visible::array(&inputs[3], sizes.keys)?,
-            false if self.causal => Visible::Causal { before: keys as isize - length as isize },
-            false => Visible::All,
+        let visible = match mask {
+            Some(mask) => Visible::array(mask)?,
+            None if self.causal => Visible::Causal { before: keys as isize - length as isize },
+            None => Visible::All,
         };
-        let sinks = inputs.get(3 + usize::from(self.masked)).map(Numbers::of).transpose()?;
+        let sinks = sinks.map(Numbers::of).transpose()?;
         let call = Call {
             path: self.path,
             scale: self.scale,
+            cap: self.cap,
             sizes,
             q: Heads::new(q)?,
-            k: Heads::new(k)?,
-            v: Heads::new(v)?,
+            k: self.source(k)?,
+            v: self.source(v)?,
             visible,
             sinks: sinks.map(|(numbers, _)| numbers),
             first_sink: sinks.map_or(0, |(_, first)| first),
@@ -241,16 +330,22 @@ impl CustomKernel for Attention {
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        let [q, k, v, rest @ ..] = inputs else {
-            return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
-        };
-        let (mask, sinks) = rest.split_at(usize::from(self.masked).min(rest.len()));
-        let mask = match mask.first() {
+        let (q, [k, v], mask, sinks) = self.split(inputs)?;
+        let mask = match mask {
             Some(mask) => Mask::Array(mask),
             None if self.causal => Mask::Causal,
             None => Mask::None,
         };
-        Ok(vec![reference::attention(q, k, v, self.scale, mask, sinks.first())?])
+        let scores = Scores { scale: self.scale, cap: self.cap, mask, sinks };
+        let quantized = |parts: &[Array]| Quantized {
+            weight: parts[0].clone(),
+            scales: parts[1].clone(),
+            biases: Some(parts[2].clone()),
+        };
+        Ok(vec![match self.how {
+            Some(how) => reference::quantized_attention(q, &quantized(k), &quantized(v), how, scores)?,
+            None => reference::attention(q, &k[0], &v[0], scores)?,
+        }])
     }
 }
 

@@ -1,6 +1,6 @@
 //! Many queries: tiles of them against packed keys and values.
 
-use super::{Call, Sizes};
+use super::{Call, Sizes, product_path};
 use crate::kernels::product::{PANEL, SLIVER, Side, pack_slivers, tile};
 
 /// Queries in a tile.
@@ -14,16 +14,17 @@ pub(super) fn attention<T>(
     out: &mut [T],
     cast: &impl Fn(&[f32], &mut [T]),
 ) {
-    let Sizes { kv_heads, keys, dims, value_dims, .. } = call.sizes;
-    let (batch, head) = (pair / kv_heads, pair % kv_heads);
+    let (path, Sizes { kv_heads, keys, dims, value_dims, .. }) = (product_path(call.path), call.sizes);
+    let head = [pair / kv_heads, pair % kv_heads];
     let (padded_keys, padded_values) = (keys.next_multiple_of(SLIVER), value_dims.next_multiple_of(SLIVER));
     let mut lines = vec![0.0; (SLIVER * dims).max(padded_values)];
     let mut k = vec![0.0; padded_keys * dims];
-    let side = Side { lines: &call.k.lines(batch, head), count: keys, across: false };
-    pack_slivers(call.path, side, 0..keys, 0, dims, &mut lines, &mut k);
+    let (key_lines, value_lines) = (call.k.lines(head), call.v.lines(head));
+    let side = Side { lines: &*key_lines, count: keys, across: false };
+    pack_slivers(path, side, 0..keys, 0, dims, &mut lines, &mut k);
     let mut v = vec![0.0; padded_values * keys];
-    let side = Side { lines: &call.v.lines(batch, head), count: value_dims, across: true };
-    pack_slivers(call.path, side, 0..value_dims, 0, keys, &mut lines, &mut v);
+    let side = Side { lines: &*value_lines, count: value_dims, across: true };
+    pack_slivers(path, side, 0..value_dims, 0, keys, &mut lines, &mut v);
 
     let mut query = vec![0.0; dims];
     let mut panels = vec![0.0; ROWS * dims.max(keys)];
@@ -47,7 +48,7 @@ pub(super) fn attention<T>(
         {
             for (p, panel) in panels.chunks_exact(dims * PANEL).take(rows.div_ceil(PANEL)).enumerate() {
                 let (row, few) = (p * PANEL, PANEL.min(rows - p * PANEL));
-                tile(call.path, panel, sliver, few, &mut scores[row * width + s * SLIVER..], width);
+                tile(path, panel, sliver, few, &mut scores[row * width + s * SLIVER..], width);
             }
         }
         panels[..rows.next_multiple_of(PANEL) * count].fill(0.0);
@@ -62,7 +63,7 @@ pub(super) fn attention<T>(
             for (p, panel) in panels.chunks_exact(count * PANEL).take(rows.div_ceil(PANEL)).enumerate() {
                 let (row, few) = (p * PANEL, PANEL.min(rows - p * PANEL));
                 let sums = &mut sums[row * padded_values + s * SLIVER..];
-                tile(call.path, panel, sliver, few, sums, padded_values);
+                tile(path, panel, sliver, few, sums, padded_values);
             }
         }
         for (out, sums) in out.chunks_exact_mut(value_dims).zip(sums.chunks_exact(padded_values)) {

@@ -1,48 +1,219 @@
-//! Functions of many elements at once.
+//! Loops over many numbers, written once for every instruction set.
+//!
+//! A [`Loop`] is generic over [`Lanes`], a vector of numbers; [`run`] compiles it for the instructions of a path.
+//! What a new set needs is a file in `cpu`, its path in `cpu::PATHS`, and an arm in `cpu::run`.
 
 pub(super) mod cpu;
 
-use super::path::Path;
+pub(crate) use cpu::{Lanes, path, run};
+use half::{bf16, f16};
 
-/// Replaces each value by `exp(value - max)`, and returns their sum.
-pub(crate) fn exp_sum(path: Path, values: &mut [f32], max: f32) -> f32 {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => cpu::avx2::exp_sum(values, max),
-        _ => {
-            values.iter_mut().for_each(|v| *v = (*v - max).exp());
-            values.iter().map(|&v| f64::from(v)).sum::<f64>() as f32
+use crate::array::Element;
+
+/// The widest vector of any instruction set.
+pub(crate) const WIDEST: usize = 16;
+
+/// What [`run`] runs.
+pub(crate) trait Loop {
+    type Output;
+
+    /// Must be `#[inline(always)]`, as must be what it calls with `L`: only so it gets the instructions.
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Numbers as stored, which vectors of `float32` are made of.
+pub(crate) trait Number: Element + Send + Sync {
+    const ZERO: Self;
+
+    fn load<L: Lanes>(from: &[Self]) -> L;
+    fn store<L: Lanes>(lanes: L, to: &mut [Self]);
+    fn number(self) -> f32;
+}
+
+macro_rules! number {
+    ($type:ty, $zero:expr, $load:ident, $store:ident, $number:expr) => {
+        impl Number for $type {
+            const ZERO: Self = $zero;
+
+            #[inline(always)]
+            fn load<L: Lanes>(from: &[Self]) -> L {
+                L::$load(from)
+            }
+            #[inline(always)]
+            fn store<L: Lanes>(lanes: L, to: &mut [Self]) {
+                lanes.$store(to);
+            }
+            #[inline(always)]
+            fn number(self) -> f32 {
+                ($number)(self)
+            }
+        }
+    };
+}
+
+number!(f32, 0.0, load, store, |x| x);
+number!(f16, f16::ZERO, load_f16, store_f16, f16::to_f32);
+number!(bf16, bf16::ZERO, load_bf16, store_bf16, bf16::to_f32);
+
+/// Numbers and as many zeros as fill a vector.
+#[inline(always)]
+fn load_part<L: Lanes, T: Number>(from: &[T]) -> L {
+    let mut padded = [T::ZERO; WIDEST];
+    padded[..from.len()].copy_from_slice(from);
+    T::load(&padded)
+}
+
+#[inline(always)]
+fn store_part<L: Lanes, T: Number>(lanes: L, to: &mut [T]) {
+    let mut padded = [T::ZERO; WIDEST];
+    T::store(lanes, &mut padded);
+    to.copy_from_slice(&padded[..to.len()]);
+}
+
+/// `out[i] = f(i, x[i])`, a vector at a time.
+#[inline(always)]
+pub(crate) fn map<L: Lanes, I: Number, O: Number>(x: &[I], out: &mut [O], f: impl Fn(usize, L) -> L) {
+    let (wide, whole) = (L::WIDTH, x.len() - x.len() % L::WIDTH);
+    for (i, (x, out)) in x.chunks_exact(wide).zip(out.chunks_exact_mut(wide)).enumerate() {
+        O::store(f(i * wide, I::load(x)), out);
+    }
+    if whole < x.len() {
+        store_part(f(whole, load_part(&x[whole..])), &mut out[whole..x.len()]);
+    }
+}
+
+/// `out[i] = f(a[i], b[i])`, a vector at a time.
+#[inline(always)]
+pub(crate) fn zip<L: Lanes, I: Number, O: Number>(a: &[I], b: &[I], out: &mut [O], f: impl Fn(L, L) -> L) {
+    let (wide, whole) = (L::WIDTH, a.len() - a.len() % L::WIDTH);
+    for ((a, b), out) in a.chunks_exact(wide).zip(b.chunks_exact(wide)).zip(out.chunks_exact_mut(wide)) {
+        O::store(f(I::load(a), I::load(b)), out);
+    }
+    if whole < a.len() {
+        store_part(f(load_part(&a[whole..]), load_part(&b[whole..])), &mut out[whole..a.len()]);
+    }
+}
+
+/// `x[i] = f(x[i])`, a vector at a time.
+#[inline(always)]
+pub(crate) fn map_in_place<L: Lanes>(x: &mut [f32], f: impl Fn(L) -> L) {
+    let mut chunks = x.chunks_exact_mut(L::WIDTH);
+    for x in &mut chunks {
+        f(L::load(x)).store(x);
+    }
+    let rest = chunks.into_remainder();
+    if !rest.is_empty() {
+        store_part(f(load_part(rest)), rest);
+    }
+}
+
+/// All `f(x[i])` put together by `join`, in the vectors and order of the instruction set: `join` takes what `none`
+/// is with what comes.
+#[inline(always)]
+fn fold<L: Lanes, I: Number>(
+    x: &[I],
+    none: f32,
+    f: impl Fn(L) -> L,
+    join: impl Fn(L, L) -> L,
+    join_one: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let mut parts = [L::splat(none); 4];
+    let mut fours = x.chunks_exact(4 * L::WIDTH);
+    for four in &mut fours {
+        for (part, x) in parts.iter_mut().zip(four.chunks_exact(L::WIDTH)) {
+            *part = join(f(I::load(x)), *part);
         }
     }
+    let mut ones = fours.remainder().chunks_exact(L::WIDTH);
+    for x in &mut ones {
+        parts[0] = join(f(I::load(x)), parts[0]);
+    }
+    let rest = ones.remainder();
+    let mut lanes = [none; 2 * WIDEST];
+    join(join(parts[0], parts[1]), join(parts[2], parts[3])).store(&mut lanes);
+    if !rest.is_empty() {
+        let mut last = [none; WIDEST];
+        f(load_part(rest)).store(&mut last);
+        lanes[WIDEST..][..rest.len()].copy_from_slice(&last[..rest.len()]);
+    }
+    let used = lanes[..L::WIDTH].iter().chain(&lanes[WIDEST..][..rest.len()]);
+    used.fold(none, |all, &one| join_one(one, all))
 }
 
-/// The largest value; NaN if there is one, and minus infinity if there is none.
-pub(crate) fn maximum(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let mut nan = false;
-    for chunk in values.chunks(16) {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            nan |= v.is_nan();
-            *lane = if v > *lane { v } else { *lane };
-        }
-    }
-    if nan { f32::NAN } else { lanes.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v)) }
+/// The sum of all `f(x[i])`.
+#[inline(always)]
+pub(crate) fn sum<L: Lanes, I: Number>(x: &[I], f: impl Fn(L) -> L) -> f32 {
+    fold(x, 0.0, f, L::add, |a, b| a + b)
 }
 
-/// The sum of `f` of the values, in sixteen partial sums.
-pub(crate) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for chunk in values.chunks(16) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane += f(v));
-    }
-    lanes.iter().sum()
+/// The largest number, of those that are one.
+#[inline(always)]
+pub(crate) fn maximum<L: Lanes, I: Number>(x: &[I]) -> f32 {
+    fold(x, f32::NEG_INFINITY, |x| x, L::max, f32::max)
 }
 
-/// Replaces each `gate` by `gate / (1 + exp(-gate)) * x`.
-pub(crate) fn silu_times(path: Path, gate: &mut [f32], x: &[f32]) {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => cpu::avx2::silu_times(gate, x),
-        _ => gate.iter_mut().zip(x).for_each(|(gate, x)| *gate = *gate / (1.0 + (-*gate).exp()) * x),
+/// Replaces each by `e^(x - max)`, and returns their sum: NaN where any is.
+#[inline(always)]
+pub(crate) fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
+    let max = L::splat(max);
+    map_in_place::<L>(x, |x| x.sub(max).exp());
+    sum::<L, f32>(x, |x| x)
+}
+
+/// `e^x` to about one unit in the last place.
+///
+/// `x = n ln 2 + r`, and a polynomial in `r` (Cody and Waite, "Software Manual for the Elementary Functions",
+/// 1980; the coefficients are those of the series, to degree 7).
+#[inline(always)]
+pub(super) fn exp<L: Lanes>(x: L) -> L {
+    // Beyond these the result is zero or infinite. A NaN stays.
+    let x = L::splat(89.0).min(L::splat(-105.0).max(x));
+    let n = x.mul(L::splat(std::f32::consts::LOG2_E)).round();
+    // ln 2 in two parts, the first of few bits.
+    let r = n.mul_add(L::splat(-0.693_359_4), x);
+    let r = n.mul_add(L::splat(2.121_944_4e-4), r);
+    let mut p = L::splat(1.0 / 5040.0);
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p.mul_add(r, L::splat(c));
     }
+    p.times_power(n)
+}
+
+/// `tanh(x)`: near zero a Padé approximant, elsewhere by [`exp`].
+#[inline(always)]
+pub(super) fn tanh<L: Lanes>(x: L) -> L {
+    let square = x.mul(x);
+    let over = square.add(L::splat(105.0)).mul_add(square, L::splat(945.0)).mul(x);
+    let under = square.mul(L::splat(15.0)).add(L::splat(420.0)).mul_add(square, L::splat(945.0));
+    let e = exp(x.add(x));
+    let far = L::splat(1.0).sub(L::splat(2.0).div(e.add(L::splat(1.0))));
+    square.choose_below(0.36, over.div(under), far)
+}
+
+/// `(low[i], high[i]) = f(i, a[i], b[i])`, a vector at a time.
+#[inline(always)]
+pub(crate) fn zip_to_two<L: Lanes, T: Number>(
+    a: &[T],
+    b: &[T],
+    low: &mut [T],
+    high: &mut [T],
+    f: impl Fn(usize, L, L) -> (L, L),
+) {
+    let (wide, whole) = (L::WIDTH, a.len() - a.len() % L::WIDTH);
+    for i in (0..whole).step_by(wide) {
+        let (y, z) = f(i, T::load(&a[i..]), T::load(&b[i..]));
+        T::store(y, &mut low[i..]);
+        T::store(z, &mut high[i..]);
+    }
+    if whole < a.len() {
+        let (y, z) = f(whole, load_part(&a[whole..]), load_part(&b[whole..]));
+        store_part(y, &mut low[whole..]);
+        store_part(z, &mut high[whole..]);
+    }
+}
+
+/// What a row is divided by its root mean square with: `1 / sqrt(mean(x^2) + eps)`.
+#[inline(always)]
+pub(crate) fn rms_factor<L: Lanes, I: Number>(x: &[I], eps: f32) -> f32 {
+    1.0 / (sum::<L, I>(x, |x| x.mul(x)) / x.len() as f32 + eps).sqrt()
 }

@@ -10,7 +10,8 @@ mod reference;
 
 use std::sync::Once;
 
-use self::cpu::{Batch, Matrix, Weights};
+use self::cpu::Batch;
+pub(super) use self::cpu::{Matrix, Scales, Weights};
 use super::path::{Path, active_of};
 use super::product::{Dense, Numbers, Side, Sums, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};

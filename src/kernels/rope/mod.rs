@@ -1,14 +1,14 @@
-//! Rotary position encoding. Angles are computed in `float64`, once for all heads; the rest in `float32`, with one
-//! rounding at the end.
+//! Rotary position encoding, after a norm or none. Angles are computed in `float64`, once for all heads; the rest in
+//! `float32`, with one rounding at the end.
 
 use std::sync::Once;
 
 use half::{bf16, f16};
 
-use super::path::{Path, active_of};
-use super::product::{Numbers, to_bf16, to_f16};
+use super::math::{self, Lanes, Loop, Number};
+use super::path::Path;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
-use crate::array::{Array, Dtype, Element};
+use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ffi::op;
@@ -30,7 +30,31 @@ pub(crate) struct Turn {
 
 /// Turns the first dimensions of `x`; MLX's own where it is not a case for the kernel, errors included.
 pub(crate) fn rope(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Result<Array> {
-    let path = active_of(&[Path::Avx2]);
+    match path_for(x, turn, offset, periods) {
+        Some(path) => run(Rope { path, turn, eps: None }, x, offset, None, periods),
+        None => reference(x, turn, offset, periods),
+    }
+}
+
+/// [`rope`] of the [`rms_norm`](super::rms_norm) of `x`.
+pub(crate) fn rms_norm_rope(
+    x: &Array,
+    weight: &Array,
+    eps: f32,
+    turn: Turn,
+    offset: &Array,
+    periods: Option<&Array>,
+) -> Result<Array> {
+    let fits = weight.ndim() == 1 && weight.shape().last() == x.shape().last() && weight.dtype() == x.dtype();
+    match path_for(x, turn, offset, periods) {
+        Some(path) if fits => run(Rope { path, turn, eps: Some(eps) }, x, offset, Some(weight), periods),
+        _ => rope(&super::rms_norm(x, Some(weight), eps)?, turn, offset, periods),
+    }
+}
+
+/// The path, unless MLX's own is to be taken.
+fn path_for(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Option<Path> {
+    let path = math::path();
     let float = matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let last = x.shape().last().copied().unwrap_or(0);
     let shaped = x.ndim() >= 3 && x.size() > 0 && turn.dims > 0 && turn.dims % 2 == 0 && turn.dims <= last;
@@ -43,12 +67,22 @@ pub(crate) fn rope(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array
     };
     let case = float && shaped && offset_fits && periods_fit;
     if path == Path::Reference || !case || current_device().kind != DeviceKind::Cpu {
-        return reference(x, turn, offset, periods);
+        return None;
     }
     static FIRST: Once = Once::new();
     FIRST.call_once(|| tracing::info!(kernel = NAME, %path, threads = pool::threads(), "first use"));
+    Some(path)
+}
+
+fn run(
+    kernel: Rope,
+    x: &Array,
+    offset: &Array,
+    weight: Option<&Array>,
+    periods: Option<&Array>,
+) -> Result<Array> {
     let offset = ops::reshape(offset, &[-1])?;
-    Ok(apply(Rope { turn }, [x, &offset].into_iter().chain(periods))?.swap_remove(0))
+    Ok(apply(kernel, [x, &offset].into_iter().chain(weight).chain(periods))?.swap_remove(0))
 }
 
 fn reference(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Result<Array> {
@@ -57,12 +91,16 @@ fn reference(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> 
 }
 
 struct Rope {
+    path: Path,
     turn: Turn,
+    /// Of the norm, whose weight then comes third.
+    eps: Option<f32>,
 }
 
 impl Rope {
-    /// Sines and cosines, `[sequences, length, dims / 2]`.
-    fn angles(&self, offsets: &[i32], length: usize, periods: Option<&[f32]>) -> Vec<[f32; 2]> {
+    /// Cosines and sines, `[sequences, length, 2, width]`: of pair `i` at `i`, or at `2 i` and `2 i + 1` with the
+    /// first sine negative in the traditional order, and room for a whole vector behind each.
+    fn angles(&self, offsets: &[i32], length: usize, width: usize, periods: Option<&[f32]>) -> Vec<f32> {
         let half = (self.turn.dims / 2) as usize;
         let base = f64::from(self.turn.base.unwrap_or(1.0));
         let frequency = |i: usize| match periods {
@@ -70,78 +108,112 @@ impl Rope {
             None => base.powf(-(i as f64) / half as f64),
         };
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
-        let mut angles = vec![[0.0; 2]; offsets.len() * length * half];
-        pool::for_each_piece(&mut angles, half * 64, |piece, angles| {
-            for (i, angles) in angles.chunks_exact_mut(half).enumerate() {
+        let mut angles = vec![0.0; offsets.len() * length * 2 * width];
+        pool::for_each_piece(&mut angles, 2 * width * 64, |piece, angles| {
+            for (i, angles) in angles.chunks_exact_mut(2 * width).enumerate() {
                 let row = piece * 64 + i;
                 let position = f64::from(offsets[row / length]) + (row % length) as f64;
-                for (angle, frequency) in angles.iter_mut().zip(&frequencies) {
+                let (cosines, sines) = angles.split_at_mut(width);
+                for (i, frequency) in frequencies.iter().enumerate() {
                     let (sin, cos) = (position * f64::from(self.turn.scale) * frequency).sin_cos();
-                    *angle = [sin as f32, cos as f32];
+                    let (sin, cos) = (sin as f32, cos as f32);
+                    if self.turn.traditional {
+                        cosines[2 * i..][..2].fill(cos);
+                        sines[2 * i..][..2].copy_from_slice(&[-sin, sin]);
+                    } else {
+                        (cosines[i], sines[i]) = (cos, sin);
+                    }
                 }
             }
         });
         angles
     }
 
-    fn fill<T: Element + Send>(
-        &self,
-        inputs: &[View<'_>],
-        out: &mut ViewMut<'_>,
-        cast: impl Fn(&[f32], &mut [T]) + Sync,
-    ) -> Result<()> {
-        let (x, offsets) = (&inputs[0], inputs[1].as_slice::<i32>()?);
-        let periods = inputs.get(2).map(View::as_slice::<f32>).transpose()?;
-        let (shape, half) = (x.shape(), (self.turn.dims / 2) as usize);
-        let [batch, n] = [shape[0], shape[shape.len() - 1]].map(|size| size as usize);
-        let length = shape[shape.len() - 2] as usize;
-        let angles = self.angles(offsets, length, periods);
-        let per_batch = x.size() / n / batch;
-        let (numbers, origin) = Numbers::of(x)?;
-        let strides: Vec<isize> = x.strides().iter().map(|&s| s as isize).collect();
-        let place = |mut row: usize| {
-            shape.iter().zip(&strides).rev().skip(1).fold(origin, |at, (&size, &stride)| {
-                let index = row % size as usize;
-                row /= size as usize;
-                at.wrapping_add_signed(index as isize * stride)
-            })
+    fn fill<T: Number>(&self, inputs: &[View<'_>], out: &mut ViewMut<'_>) -> Result<()> {
+        let (x, offsets, rest) = (&inputs[0], inputs[1].as_slice::<i32>()?, &inputs[2..]);
+        let (weight, periods) = rest.split_at(usize::from(self.eps.is_some()).min(rest.len()));
+        let periods = periods.first().map(View::as_slice::<f32>).transpose()?;
+        let rows = x.rows::<T>()?;
+        let (shape, n, dims) = (x.shape(), rows.len(), self.turn.dims as usize);
+        let weight = match weight.first() {
+            Some(weight) => {
+                weight.as_slice::<T>()?.iter().map(|w| w.number()).chain([0.0; math::WIDEST]).collect()
+            }
+            None => Vec::new(),
         };
-        let step = strides[strides.len() - 1];
+        let length = shape[shape.len() - 2] as usize;
+        let width = math::WIDEST + if self.turn.traditional { dims } else { dims / 2 };
+        let angles = self.angles(offsets, length, width, periods);
+        let per_batch = x.size() / n / shape[0] as usize;
         let grain = WORK.div_ceil(n);
         pool::for_each_piece(out.as_mut_slice::<T>()?, grain * n, |piece, out| {
-            let mut values = vec![0.0f32; n];
+            let mut room = Vec::new();
             for (i, out) in out.chunks_exact_mut(n).enumerate() {
                 let row = piece * grain + i;
-                let at = place(row);
-                match step {
-                    1 => numbers.read(at, &mut values),
-                    _ => values.iter_mut().enumerate().for_each(|(i, x)| {
-                        *x = numbers.get(at.wrapping_add_signed(i as isize * step));
-                    }),
-                }
                 let sequence = if offsets.len() == 1 { 0 } else { row / per_batch };
-                let angles = &angles[(sequence * length + row % length) * half..][..half];
-                let turned = |a: f32, b: f32, [sin, cos]: [f32; 2]| (a * cos - b * sin, a * sin + b * cos);
-                if self.turn.traditional {
-                    for (pair, angle) in values.chunks_exact_mut(2).zip(angles) {
-                        (pair[0], pair[1]) = turned(pair[0], pair[1], *angle);
-                    }
-                } else {
-                    let (first, second) = values.split_at_mut(half);
-                    for ((a, b), angle) in first.iter_mut().zip(second).zip(angles) {
-                        (*a, *b) = turned(*a, *b, *angle);
-                    }
-                }
-                cast(&values, out);
+                let angles = &angles[(sequence * length + row % length) * 2 * width..][..2 * width];
+                let norm = self.eps.map(|eps| (weight.as_slice(), eps));
+                let (x, traditional) = (rows.get(row, &mut room), self.turn.traditional);
+                math::run(self.path, Row { x, norm, angles: angles.split_at(width), dims, traditional, out });
             }
         });
         Ok(())
     }
 }
 
+/// A row of which the first `dims` turn.
+struct Row<'a, T> {
+    x: &'a [T],
+    norm: Option<(&'a [f32], f32)>,
+    angles: (&'a [f32], &'a [f32]),
+    dims: usize,
+    traditional: bool,
+    out: &'a mut [T],
+}
+
+impl<T: Number> Loop for Row<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        match self.norm {
+            Some((weight, eps)) => {
+                let factor = L::splat(math::rms_factor::<L, T>(self.x, eps));
+                self.turn(|i, x: L| x.mul(factor).mul(L::load(&weight[i..])));
+            }
+            None => self.turn(|_, x: L| x),
+        }
+    }
+}
+
+impl<T: Number> Row<'_, T> {
+    #[inline(always)]
+    fn turn<L: Lanes>(self, norm: impl Fn(usize, L) -> L) {
+        let Self { x, angles: (cosines, sines), dims, .. } = self;
+        let (turning, staying) = x.split_at(dims);
+        let (out, rest) = self.out.split_at_mut(dims);
+        if self.traditional {
+            math::map(turning, out, |i, x: L| {
+                let x = norm(i, x);
+                x.mul_add(L::load(&cosines[i..]), x.swap_pairs().mul(L::load(&sines[i..])))
+            });
+        } else {
+            let half = dims / 2;
+            let (first, second) = turning.split_at(half);
+            let angle = |i: usize| (L::load(&cosines[i..]), L::load(&sines[i..]));
+            let (low, high) = out.split_at_mut(half);
+            math::zip_to_two(first, second, low, high, |i, a: L, b: L| {
+                let (a, b, (cos, sin)) = (norm(i, a), norm(half + i, b), angle(i));
+                (a.mul(cos).sub(b.mul(sin)), a.mul_add(sin, b.mul(cos)))
+            });
+        }
+        math::map(staying, rest, |i, x: L| norm(dims + i, x));
+    }
+}
+
 impl CustomKernel for Rope {
     fn name(&self) -> &str {
-        NAME
+        if self.eps.is_some() { "rms_norm_rope" } else { NAME }
     }
 
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
@@ -156,16 +228,22 @@ impl CustomKernel for Rope {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let out = &mut outputs[0];
         match out.dtype() {
-            Dtype::Float16 => self.fill::<f16>(inputs, out, to_f16),
-            Dtype::Bfloat16 => self.fill::<bf16>(inputs, out, to_bf16),
-            _ => self.fill::<f32>(inputs, out, |row, out| out.copy_from_slice(row)),
+            Dtype::Float16 => self.fill::<f16>(inputs, out),
+            Dtype::Bfloat16 => self.fill::<bf16>(inputs, out),
+            _ => self.fill::<f32>(inputs, out),
         }
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        let [x, offset, periods @ ..] = inputs else {
+        let [x, offset, rest @ ..] = inputs else {
             return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
         };
-        Ok(vec![reference(x, self.turn, offset, periods.first())?])
+        let (weight, periods) = rest.split_at(usize::from(self.eps.is_some()).min(rest.len()));
+        let weight = weight.first();
+        let x = match self.eps {
+            Some(eps) => op!(mlx_fast_rms_norm(x, weight, eps))?,
+            None => x.clone(),
+        };
+        Ok(vec![reference(&x, self.turn, offset, periods.first())?])
     }
 }

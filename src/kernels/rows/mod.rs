@@ -6,10 +6,10 @@ use std::sync::Once;
 
 use half::{bf16, f16};
 
-use super::path::{Path, active_of};
-use super::product::{Numbers, to_bf16, to_f16};
-use super::{CustomKernel, Spec, View, ViewMut, apply, math, pool};
-use crate::array::{Array, Dtype, Element};
+use super::math::{self, Lanes, Loop, Number};
+use super::path::Path;
+use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
+use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 
@@ -21,6 +21,22 @@ pub(crate) fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Ar
     match path_for(x, &[weight]) {
         Some(path) => run(Rows { path, op: Op::RmsNorm { eps } }, x, [weight, None]),
         None => reference::rms_norm(x, weight, eps),
+    }
+}
+
+/// `x + y`, and its [`rms_norm`].
+pub(crate) fn add_rms_norm(x: &Array, y: &Array, weight: &Array, eps: f32) -> Result<[Array; 2]> {
+    let alike = y.shape() == x.shape() && y.dtype() == x.dtype() && weight.dtype() == x.dtype();
+    match path_for(x, &[Some(weight)]) {
+        Some(path) if alike => {
+            let outputs = apply(Rows { path, op: Op::AddRmsNorm { eps } }, [x, weight, y])?;
+            crate::ops::exactly(outputs)
+        }
+        _ => {
+            let sum = (x + y)?;
+            let normed = reference::rms_norm(&sum, Some(weight), eps)?;
+            Ok([sum, normed])
+        }
     }
 }
 
@@ -47,7 +63,7 @@ fn run(kernel: Rows, x: &Array, more: [Option<&Array>; 2]) -> Result<Array> {
 
 /// The path for rows of `x`, unless MLX's own is to be taken.
 fn path_for(x: &Array, more: &[Option<&Array>]) -> Option<Path> {
-    let path = active_of(&[Path::Avx2]);
+    let path = math::path();
     let float = |x: &Array| matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let fits = |y: &Array| y.ndim() == 1 && float(y) && y.shape().last() == x.shape().last();
     let case = float(x) && x.size() > 0 && x.ndim() > 0 && more.iter().flatten().all(|y| fits(y));
@@ -61,8 +77,18 @@ fn path_for(x: &Array, more: &[Option<&Array>]) -> Option<Path> {
 
 #[derive(Clone, Copy)]
 enum Op {
-    RmsNorm { eps: f32 },
-    LayerNorm { eps: f32, weight: bool, bias: bool },
+    RmsNorm {
+        eps: f32,
+    },
+    /// The weight comes second, and what is added third.
+    AddRmsNorm {
+        eps: f32,
+    },
+    LayerNorm {
+        eps: f32,
+        weight: bool,
+        bias: bool,
+    },
     Softmax,
 }
 
@@ -76,77 +102,131 @@ impl Rows {
     fn parts<'a, T>(&self, more: &'a [T]) -> [Option<&'a T>; 2] {
         match self.op {
             Op::LayerNorm { weight: false, bias: true, .. } => [None, more.first()],
+            Op::AddRmsNorm { .. } => [more.first(), None],
             _ => [more.first(), more.get(1)],
         }
     }
 
-    /// A row in place.
-    fn apply(&self, row: &mut [f32], [weight, bias]: [&[f32]; 2]) {
-        let count = row.len() as f32;
-        match self.op {
-            Op::RmsNorm { eps } => {
-                let factor = 1.0 / (math::sum(row, |x| x * x) / count + eps).sqrt();
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-            Op::LayerNorm { eps, .. } => {
-                let mean = math::sum(row, |x| x) / count;
-                row.iter_mut().for_each(|x| *x -= mean);
-                let factor = 1.0 / (math::sum(row, |x| x * x) / count + eps).sqrt();
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-            Op::Softmax => {
-                let max = math::maximum(row);
-                let factor = 1.0 / math::exp_sum(self.path, row, max);
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-        }
-        row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
-        row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-    }
-
-    fn fill<T: Element + Send>(
-        &self,
-        inputs: &[View<'_>],
-        out: &mut ViewMut<'_>,
-        cast: impl Fn(&[f32], &mut [T]) + Sync,
-    ) -> Result<()> {
-        let x = &inputs[0];
-        let n = x.shape().last().map_or(1, |&n| n as usize);
-        let (numbers, origin) = Numbers::of(x)?;
-        let mut vectors = [Vec::new(), Vec::new()];
+    fn fill<I: Number, O: Number>(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
+        let rows = inputs[0].rows::<I>()?;
+        let n = rows.len();
+        // Weight and bias, with room for a whole vector at the end.
+        let mut vectors = [1.0, 0.0].map(|fill| vec![fill; n + math::WIDEST]);
         for (vector, part) in vectors.iter_mut().zip(self.parts(&inputs[1..])) {
             let Some(part) = part else { continue };
-            let (numbers, origin) = Numbers::of(part)?;
-            vector.resize(n, 0.0);
-            numbers.read(origin, vector);
+            let (numbers, origin) = super::product::Numbers::of(part)?;
+            numbers.read(origin, &mut vector[..n]);
         }
-        // Rows lie together, whatever the strides between them.
-        let strides: Vec<isize> = x.strides().iter().map(|&s| s as isize).collect();
-        let place = |mut row: usize| {
-            let outer = x.shape().iter().zip(&strides).rev().skip(1);
-            outer.fold(origin, |at, (&size, &stride)| {
-                let index = row % size as usize;
-                row /= size as usize;
-                at.wrapping_add_signed(index as isize * stride)
-            })
-        };
-        let step = strides.last().copied().filter(|_| n > 1).unwrap_or(1);
+        let [weight, bias] = &vectors;
         let grain = WORK.div_ceil(n);
-        pool::for_each_piece(out.as_mut_slice::<T>()?, grain * n, |piece, out| {
-            let mut row = vec![0.0; n];
-            for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                let at = place(piece * grain + i);
-                match step {
-                    1 => numbers.read(at, &mut row),
-                    _ => row.iter_mut().enumerate().for_each(|(i, x)| {
-                        *x = numbers.get(at.wrapping_add_signed(i as isize * step));
-                    }),
+        let path = self.path;
+        if let Op::AddRmsNorm { eps } = self.op {
+            let (added, [sums, out]) = (inputs[2].rows::<I>()?, outputs) else {
+                return Err(Error::argument("rows", "not two outputs"));
+            };
+            let (sums, out) = (sums.as_mut_slice::<I>()?, out.as_mut_slice::<I>()?);
+            pool::for_each_piece_of_two(sums, out, grain * n, |piece, sums, out| {
+                let mut rooms = [Vec::new(), Vec::new()];
+                for (i, (sum, out)) in sums.chunks_exact_mut(n).zip(out.chunks_exact_mut(n)).enumerate() {
+                    let [a, b] = &mut rooms;
+                    let (x, y) = (rows.get(piece * grain + i, a), added.get(piece * grain + i, b));
+                    math::run(path, Add { x, y, sum });
+                    math::run(path, RmsNorm { x: sum, weight, eps, out });
                 }
-                self.apply(&mut row, [&vectors[0], &vectors[1]]);
-                cast(&row, out);
+            });
+            return Ok(());
+        }
+        pool::for_each_piece(outputs[0].as_mut_slice::<O>()?, grain * n, |piece, out| {
+            let (mut room, mut scratch) = (Vec::new(), Vec::new());
+            for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                let x = rows.get(piece * grain + i, &mut room);
+                match self.op {
+                    Op::RmsNorm { eps } | Op::AddRmsNorm { eps } => {
+                        math::run(path, RmsNorm { x, weight, eps, out });
+                    }
+                    Op::LayerNorm { eps, .. } => math::run(path, LayerNorm { x, weight, bias, eps, out }),
+                    Op::Softmax => {
+                        scratch.resize(n, 0.0);
+                        math::run(path, Softmax { x, scratch: &mut scratch, out });
+                    }
+                }
             }
         });
         Ok(())
+    }
+}
+
+struct Add<'a, T> {
+    x: &'a [T],
+    y: &'a [T],
+    sum: &'a mut [T],
+}
+
+impl<T: Number> Loop for Add<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        math::zip(self.x, self.y, self.sum, L::add);
+    }
+}
+
+struct RmsNorm<'a, I, O> {
+    x: &'a [I],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [O],
+}
+
+impl<I: Number, O: Number> Loop for RmsNorm<'_, I, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let factor = L::splat(math::rms_factor::<L, I>(self.x, self.eps));
+        math::map(self.x, self.out, |i, x: L| x.mul(factor).mul(L::load(&self.weight[i..])));
+    }
+}
+
+struct LayerNorm<'a, I, O> {
+    x: &'a [I],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    out: &'a mut [O],
+}
+
+impl<I: Number, O: Number> Loop for LayerNorm<'_, I, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let count = self.x.len() as f32;
+        let mean = L::splat(math::sum::<L, I>(self.x, |x| x) / count);
+        let squares = math::sum::<L, I>(self.x, |x| x.sub(mean).mul(x.sub(mean)));
+        let factor = L::splat(1.0 / (squares / count + self.eps).sqrt());
+        math::map(self.x, self.out, |i, x: L| {
+            let (weight, bias) = (L::load(&self.weight[i..]), L::load(&self.bias[i..]));
+            x.sub(mean).mul(factor).mul_add(weight, bias)
+        });
+    }
+}
+
+struct Softmax<'a, I, O> {
+    x: &'a [I],
+    scratch: &'a mut [f32],
+    out: &'a mut [O],
+}
+
+impl<I: Number, O: Number> Loop for Softmax<'_, I, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let max = L::splat(math::maximum::<L, I>(self.x));
+        math::map(self.x, self.scratch, |_, x: L| x.sub(max).exp());
+        let factor = L::splat(1.0 / math::sum::<L, f32>(self.scratch, |e| e));
+        math::map(self.scratch, self.out, |_, e: L| e.mul(factor));
     }
 }
 
@@ -154,6 +234,7 @@ impl CustomKernel for Rows {
     fn name(&self) -> &str {
         match self.op {
             Op::RmsNorm { .. } => "rms_norm",
+            Op::AddRmsNorm { .. } => "add_rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
             Op::Softmax => "softmax",
         }
@@ -167,19 +248,21 @@ impl CustomKernel for Rows {
         let (Some(x), Some(dtype)) = (inputs.first(), dtype) else {
             return Err(Error::argument("rows", "no inputs"));
         };
-        Ok(vec![Spec { shape: x.shape.clone(), dtype }])
+        let count = if matches!(self.op, Op::AddRmsNorm { .. }) { 2 } else { 1 };
+        Ok(vec![Spec { shape: x.shape.clone(), dtype }; count])
     }
 
     fn takes_strided(&self, index: usize) -> bool {
-        index == 0
+        index == 0 || index == 2 && matches!(self.op, Op::AddRmsNorm { .. })
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
-        let out = &mut outputs[0];
-        match out.dtype() {
-            Dtype::Float16 => self.fill::<f16>(inputs, out, to_f16),
-            Dtype::Bfloat16 => self.fill::<bf16>(inputs, out, to_bf16),
-            _ => self.fill::<f32>(inputs, out, |row, out| out.copy_from_slice(row)),
+        match (inputs[0].dtype(), outputs[0].dtype()) {
+            (Dtype::Float16, Dtype::Float16) => self.fill::<f16, f16>(inputs, outputs),
+            (Dtype::Float16, _) => self.fill::<f16, f32>(inputs, outputs),
+            (Dtype::Bfloat16, Dtype::Bfloat16) => self.fill::<bf16, bf16>(inputs, outputs),
+            (Dtype::Bfloat16, _) => self.fill::<bf16, f32>(inputs, outputs),
+            _ => self.fill::<f32, f32>(inputs, outputs),
         }
     }
 
@@ -190,6 +273,12 @@ impl CustomKernel for Rows {
         let [weight, bias] = self.parts(more);
         let y = match self.op {
             Op::RmsNorm { eps } => reference::rms_norm(x, weight, eps),
+            Op::AddRmsNorm { eps } => {
+                let added = more.get(1).ok_or_else(|| Error::argument("rows", "nothing to add"))?;
+                let sum = (x + added)?;
+                let normed = reference::rms_norm(&sum, weight, eps)?;
+                return Ok(vec![sum, normed]);
+            }
             Op::LayerNorm { eps, .. } => reference::layer_norm(x, weight, bias, eps),
             Op::Softmax => reference::softmax(x),
         };

@@ -3,12 +3,12 @@
 use serde::Deserialize;
 
 use super::Mixer;
-use crate::array::{Array, Dtype, Index::Ellipsis};
+use crate::array::{Array, Dtype};
 use crate::cache::{KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
+use crate::kernels::{self, Scores};
 use crate::nn::{Linear, Module, Norm, QueryGrowth, Rope, join};
-use crate::ops::Quantized;
 use crate::{fast, ops};
 
 /// What the layers of a config's `layer_types` attend to.
@@ -205,12 +205,18 @@ impl Attention {
         let turn = |x: Array| {
             self.rope.as_ref().map_or(Ok(x.clone()), |rope| rope.forward_within(&x, offset, expected))
         };
-        let norm = |x: Array| match norm {
+        let normed = |x: Array| match norm {
             Some(norm) if self.norms_all_heads => split_heads(&norm.forward(&merge_heads(&x)?)?, x.dim(1)?),
             Some(norm) => norm.forward(&x),
             None => Ok(x),
         };
-        if self.norms_after_rope { norm(turn(x)?) } else { turn(norm(x)?) }
+        match (&self.rope, norm) {
+            _ if self.norms_after_rope => normed(turn(x)?),
+            (Some(rope), Some(norm)) if !self.norms_all_heads => {
+                rope.forward_normed(&x, norm, offset, expected)
+            }
+            _ => turn(normed(x)?),
+        }
     }
 
     /// The heads' outputs, `[batch, length, heads * head_dim]`, before the last projection.
@@ -229,12 +235,9 @@ impl Attention {
         };
         let values = self.v_norm.as_ref().map_or(Ok(values.clone()), |norm| norm.forward(&values))?;
         let seen = cache.update(&keys, &values)?;
-        merge_heads(&match self.cap {
-            Some(cap) => {
-                attend_adjusted(&queries, &seen, self.scale, &mask, |scores| soft_cap(&scores, cap))?
-            }
-            None => attend(&queries, &seen, self.scale, &mask, self.sinks.as_ref().map(|(_, sinks)| sinks))?,
-        })
+        let sinks = self.sinks.as_ref().map(|(_, sinks)| sinks);
+        let scores = Scores { scale: self.scale, cap: self.cap, mask: (&mask).into(), sinks };
+        merge_heads(&attend_by(&queries, &seen, scores)?)
     }
 }
 
@@ -319,81 +322,21 @@ pub fn attend(
     mask: &Mask,
     sinks: Option<&Array>,
 ) -> Result<Array> {
+    attend_by(queries, seen, Scores { scale, cap: None, mask: mask.into(), sinks })
+}
+
+/// [`attend`], with a cap of the scores where there is one.
+fn attend_by(queries: &Array, seen: &KeysValues, scores: Scores<'_>) -> Result<Array> {
     match &seen.quantized {
-        Some(quantized) => attend_quantized(queries, quantized, scale, mask, sinks),
-        None => fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks),
+        Some(QuantizedKeysValues { keys, values, how }) => {
+            kernels::quantized_attention(queries, keys, values, *how, scores)
+        }
+        None if scores.cap.is_some() => kernels::attention(queries, &seen.keys, &seen.values, scores),
+        None => {
+            let Scores { scale, mask, sinks, .. } = scores;
+            fast::scaled_dot_product_attention(queries, &seen.keys, &seen.values, scale, mask, sinks)
+        }
     }
-}
-
-/// Attention by products with the codes of keys and values.
-fn attend_quantized(
-    queries: &Array,
-    seen: &QuantizedKeysValues,
-    scale: f32,
-    mask: &Mask,
-    sinks: Option<&Array>,
-) -> Result<Array> {
-    let QuantizedKeysValues { keys, values, how } = seen;
-    let (&[batch, heads, length, dims], &[_, kv_heads, key_length, _]) =
-        (queries.shape(), keys.weight.shape())
-    else {
-        let (lhs, rhs) = (queries.shape().to_vec(), keys.weight.shape().to_vec());
-        return Err(Error::Shape { op: "attend", lhs, rhs });
-    };
-    let product = |x: &Array, with: &Quantized, transpose| {
-        let spread = |x: &Array| ops::expand_dims(x, 2);
-        let biases = with.biases.as_ref().map(spread).transpose()?;
-        let (weight, scales) = (spread(&with.weight)?, spread(&with.scales)?);
-        ops::quantized_matmul(x, &weight, &scales, biases.as_ref(), transpose, *how)
-    };
-    let groups = heads.checked_div(kv_heads).unwrap_or(0);
-    let queries = ops::reshape(&(queries * scale)?, &[batch, kv_heads, groups, length, dims])?;
-    let mut scores = masked(product(&queries, keys, true)?, mask, length, key_length)?;
-    if let Some(sinks) = sinks {
-        let sinks = ops::reshape(&ops::astype(sinks, scores.dtype())?, &[1, kv_heads, groups, 1, 1])?;
-        let sinks = ops::broadcast_to(&sinks, &[batch, kv_heads, groups, length, 1])?;
-        scores = ops::concatenate([&scores, &sinks], -1)?;
-    }
-    // A sink has a weight and no value.
-    let weights = ops::softmax(&scores, -1, true)?.index((Ellipsis, ..key_length))?;
-    let out = product(&weights, values, false)?;
-    let dims = out.dim(-1)?;
-    ops::reshape(&out, &[batch, heads, length, dims])
-}
-
-/// `scores`, `[batch, kv_heads, heads / kv_heads, length, key_length]`, where the mask lets them through.
-fn masked(scores: Array, mask: &Mask, length: i32, key_length: i32) -> Result<Array> {
-    let Some(mask) = mask.to_array(length, key_length)? else {
-        return Ok(scores);
-    };
-    // Before the axis of heads, if it has one.
-    let mask = if mask.ndim() > 2 { ops::expand_dims(&mask, -3)? } else { mask };
-    ops::where_(&mask, &scores, lowest(scores.dtype()))
-}
-
-/// [`attend`] with `adjust` between the scores, `[batch, kv_heads, heads / kv_heads, length,
-/// key_length]`, and the mask: for a soft cap, or biases.
-pub fn attend_adjusted(
-    queries: &Array,
-    seen: &KeysValues,
-    scale: f32,
-    mask: &Mask,
-    adjust: impl FnOnce(Array) -> Result<Array>,
-) -> Result<Array> {
-    let (&[batch, heads, length, dims], &[_, kv_heads, key_length, _]) = (queries.shape(), seen.keys.shape())
-    else {
-        let (lhs, rhs) = (queries.shape().to_vec(), seen.keys.shape().to_vec());
-        return Err(Error::Shape { op: "attend", lhs, rhs });
-    };
-    let groups = heads.checked_div(kv_heads).unwrap_or(0);
-    let queries = ops::reshape(&(queries * scale)?, &[batch, kv_heads, groups, length, dims])?;
-    let keys = ops::swapaxes(&ops::expand_dims(&seen.keys, 2)?, -1, -2)?;
-    let scores = adjust(ops::matmul(&queries, &keys)?)?;
-    let scores = masked(scores, mask, length, key_length)?;
-    let weights = ops::softmax(&scores, -1, true)?;
-    let out = ops::matmul(&weights, &ops::expand_dims(&seen.values, 2)?)?;
-    let dims = out.dim(-1)?;
-    ops::reshape(&out, &[batch, heads, length, dims])
 }
 
 /// The lowest finite number: a row of scores that sees nothing gets no NaN.

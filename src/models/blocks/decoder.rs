@@ -105,9 +105,12 @@ impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let normed = self.norm1.forward(x)?;
         let mixed = stage(self.names.mixer, || self.mixer.forward(&normed, masks, cache))?;
-        let h = (x + self.branch(mixed)?)?;
-        let of = if self.order == Order::Sequential { &h } else { x };
-        let normed = self.norm2.as_ref().map_or(Ok(normed), |norm| norm.forward(of))?;
+        let mixed = self.branch(mixed)?;
+        let [h, normed] = match (&self.norm2, self.order) {
+            (Some(norm), Order::Sequential) => norm.forward_sum(x, &mixed)?,
+            (Some(norm), Order::Parallel) => [(x + mixed)?, norm.forward(x)?],
+            (None, _) => [(x + mixed)?, normed],
+        };
         let fed = stage(self.names.mlp, || self.mlp.forward(&normed))?;
         h + self.branch(fed)?
     }

@@ -25,9 +25,7 @@ mod switch;
 
 pub use crate::kernels::recurrence::wkv;
 pub use crate::kernels::selective_scan::{diagonal_scan, selective_scan};
-pub use attention::{
-    Attention, AttentionNames, LayerType, Qkv, attend, attend_adjusted, merge_heads, soft_cap, split_heads,
-};
+pub use attention::{Attention, AttentionNames, LayerType, Qkv, attend, merge_heads, soft_cap, split_heads};
 pub use causal_conv::{CausalConv, unpadded};
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextConfig,

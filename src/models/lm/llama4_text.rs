@@ -222,7 +222,7 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
     let experts = SwitchGlu::new(&w.pp("experts"), count, dims, hidden)?;
     Ok(Box::new(ScaledInputMoe {
         router: w.linear("router", dims, count)?,
-        experts: experts.with(move |gate, x| act.apply(gate)? * x),
+        experts: experts.with(move |gate, x| act.gated(gate, x)),
         shared_expert: Mlp::new(&w.pp("shared_expert"), dims, hidden, act)?,
         top_k: args.num_experts_per_tok,
     }))

@@ -2,93 +2,169 @@
 
 use std::arch::x86_64::*;
 
-/// As [`super::super::exp_sum`].
-pub fn exp_sum(values: &mut [f32], max: f32) -> f32 {
-    // SAFETY: this path is taken only where the CPU has AVX2 and FMA.
-    unsafe { exp_sum_of(values, max) }
+use half::{bf16, f16};
+
+use super::super::Loop;
+use super::Lanes;
+
+pub(super) fn run<F: Loop>(f: F) -> F::Output {
+    // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
+    unsafe { run_with(f) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn exp_sum_of(values: &mut [f32], max: f32) -> f32 {
-    let max = _mm256_set1_ps(max);
-    let mut sums = _mm256_setzero_ps();
-    let mut chunks = values.chunks_exact_mut(8);
-    for chunk in &mut chunks {
-        // SAFETY: eight numbers.
-        unsafe {
-            let e = exp(_mm256_sub_ps(_mm256_loadu_ps(chunk.as_ptr()), max));
-            _mm256_storeu_ps(chunk.as_mut_ptr(), e);
-            sums = _mm256_add_ps(sums, e);
-        }
-    }
-    let mut lanes = [0.0f32; 8];
-    // SAFETY: eight numbers.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
-    let rest = chunks.into_remainder();
-    let mut padded = [0.0f32; 8];
-    padded[..rest.len()].copy_from_slice(rest);
-    // SAFETY: eight numbers.
-    unsafe {
-        let e = exp(_mm256_sub_ps(_mm256_loadu_ps(padded.as_ptr()), max));
-        _mm256_storeu_ps(padded.as_mut_ptr(), e);
-    }
-    for ((value, e), lane) in rest.iter_mut().zip(padded).zip(&mut lanes) {
-        *value = e;
-        *lane += e;
-    }
-    lanes.iter().sum()
+fn run_with<F: Loop>(f: F) -> F::Output {
+    f.run::<Eight>()
 }
 
-/// `exp(x)` to about one unit in the last place; subnormal results are zero.
-///
-/// `x = n ln 2 + r`, and a polynomial in `r` (Cody and Waite, "Software Manual for the Elementary Functions",
-/// 1980; the coefficients are those of the series, to degree 7).
+/// `e^x` of eight numbers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn exp(x: __m256) -> __m256 {
-    // Where the result overflows and where it is below the normal numbers.
-    let (most, least) = (_mm256_set1_ps(88.72284), _mm256_set1_ps(-87.33655));
-    let clamped = _mm256_min_ps(_mm256_max_ps(x, least), most);
-    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
-        clamped,
-        _mm256_set1_ps(std::f32::consts::LOG2_E),
-    ));
-    // ln 2 in two parts, the first of few bits.
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693_359_4), clamped);
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.121_944_4e-4), r);
-    let mut p = _mm256_set1_ps(1.0 / 5040.0);
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+pub(in crate::kernels) fn exp(x: __m256) -> __m256 {
+    Eight(x).exp().0
+}
+
+/// Named by [`run`] and [`exp`] alone, so that its methods run only where the CPU has the instructions.
+#[derive(Clone, Copy)]
+struct Eight(__m256);
+
+// SAFETY (of every block below): the CPU has the instructions, as above; slices are cut to what is read or written.
+impl Lanes for Eight {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_set1_ps(x) })
     }
-    // In two steps: 2^128 is no number.
-    let n = _mm256_cvtps_epi32(n);
-    let half = _mm256_srai_epi32::<1>(n);
-    let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))));
-    let y = _mm256_mul_ps(_mm256_mul_ps(p, power(half)), power(_mm256_sub_epi32(n, half)));
-    let y = _mm256_blendv_ps(y, _mm256_setzero_ps(), _mm256_cmp_ps::<_CMP_LT_OQ>(x, least));
-    let y = _mm256_blendv_ps(y, _mm256_set1_ps(f32::INFINITY), _mm256_cmp_ps::<_CMP_GT_OQ>(x, most));
-    _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x))
-}
-
-/// As [`super::super::silu_times`].
-pub fn silu_times(gate: &mut [f32], x: &[f32]) {
-    // SAFETY: this path is taken only where the CPU has AVX2 and FMA.
-    unsafe { silu_times_of(gate, x) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn silu_times_of(gate: &mut [f32], x: &[f32]) {
-    for (gate, x) in gate.chunks_mut(8).zip(x.chunks(8)) {
-        let (mut g, mut u) = ([0.0f32; 8], [0.0f32; 8]);
-        g[..gate.len()].copy_from_slice(gate);
-        u[..x.len()].copy_from_slice(x);
-        // SAFETY: eight numbers each.
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        let from = &from[..8];
+        // SAFETY: eight numbers.
+        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f16(from: &[f16]) -> Self {
+        let from = &from[..8];
+        // SAFETY: eight numbers.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16]) -> Self {
+        let from = &from[..8];
+        // SAFETY: eight numbers.
+        Self(unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        let to = &mut to[..8];
+        // SAFETY: eight numbers.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [f16]) {
+        let to = &mut to[..8];
+        // SAFETY: eight numbers.
         unsafe {
-            let wide = _mm256_loadu_ps(g.as_ptr());
-            let e = exp(_mm256_sub_ps(_mm256_setzero_ps(), wide));
-            let silu = _mm256_div_ps(wide, _mm256_add_ps(_mm256_set1_ps(1.0), e));
-            _mm256_storeu_ps(g.as_mut_ptr(), _mm256_mul_ps(silu, _mm256_loadu_ps(u.as_ptr())));
+            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+            _mm_storeu_si128(to.as_mut_ptr().cast(), half);
         }
-        gate.copy_from_slice(&g[..gate.len()]);
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16]) {
+        let to = &mut to[..8];
+        // SAFETY: eight numbers.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_add_epi32(bits, bias);
+            // A NaN stays one.
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0);
+            let kept = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(nan));
+            let upper = _mm256_srli_epi32::<16>(kept);
+            let packed = _mm256_packus_epi32(upper, upper);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn times_power(self, n: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe {
+            // In two steps: 2^128 is no number.
+            let n = _mm256_cvtps_epi32(n.0);
+            let half = _mm256_srai_epi32::<1>(n);
+            let (bias, rest) = (_mm256_set1_epi32(127), _mm256_sub_epi32(n, half));
+            let first = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
+            let second = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias)));
+            _mm256_mul_ps(_mm256_mul_ps(self.0, first), second)
+        })
+    }
+    #[inline(always)]
+    fn choose_below(self, bound: f32, yes: Self, no: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe {
+            let below = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, _mm256_set1_ps(bound));
+            _mm256_blendv_ps(no.0, yes.0, below)
+        })
+    }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 }

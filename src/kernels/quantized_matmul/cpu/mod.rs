@@ -24,7 +24,7 @@ pub(super) struct Batch<'a> {
 
 /// A quantized matrix of `n` rows and `k` columns.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<'a> {
+pub(in crate::kernels) struct Weights<'a> {
     /// Rows of codes: little-endian streams of bits.
     pub codes: &'a [u8],
     pub scales: Scales<'a>,
@@ -37,7 +37,7 @@ pub(super) struct Weights<'a> {
 
 /// One number for each group of each row, as stored.
 #[derive(Clone, Copy)]
-pub(super) enum Scales<'a> {
+pub(in crate::kernels) enum Scales<'a> {
     Float32(&'a [f32]),
     Float16(&'a [f16]),
     Bfloat16(&'a [bf16]),
@@ -96,7 +96,7 @@ impl Lines for Matrix<'_> {
 }
 
 /// A quantized matrix whose rows are read as numbers, and on which path.
-pub(super) struct Matrix<'a> {
+pub(in crate::kernels) struct Matrix<'a> {
     pub w: Weights<'a>,
     pub path: Path,
 }
