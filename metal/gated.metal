@@ -19,7 +19,7 @@ template <typename T>
   const uint first = 4 * thread_position_in_grid.x;
   for (uint i = first; i < metal::min(first + 4, width); ++i) {
     const float g = float(gate[row + i]);
-    const float inner = g * (slope + cubic * (g * g));
+    const float inner = cubic == 0 ? g * slope : g * (slope + cubic * (g * g));
     // The exponential of what is not positive is at most one.
     const float e = metal::precise::exp(-metal::abs(inner));
     const float sigmoid = (inner < 0 ? e : 1.0f) / (1.0f + e);

@@ -140,6 +140,11 @@ pub fn with_runner<R>(runner: Rc<Runner>, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Whether kernels with a shader run on the device of the current scope: a CPU, or where shaders run.
+pub(super) fn or_cpu() -> bool {
+    current_device().kind == DeviceKind::Cpu || is_active()
+}
+
 /// Whether shaders run here: on a stream of a GPU with Metal, unless the reference is forced.
 pub(crate) fn is_active() -> bool {
     let on_gpu = || current_device().kind == DeviceKind::Gpu && metal::is_available();

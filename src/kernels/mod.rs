@@ -1,4 +1,4 @@
-//! Fast implementations for CPUs, and the door for a user's own.
+//! Fast implementations for CPUs, shaders for Apple's GPUs, and the door for a user's own.
 //!
 //! A kernel has a reference in operations of MLX, which also gives its gradient, and implementations for
 //! the CPU, picked at run time by what the machine can do. The operations of [`crate::ops`] use them by

@@ -1,22 +1,30 @@
 //! Our shaders, started by the kernels that have them, on the CPU: every thread of a group in several orders, with each
 //! access checked.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use half::{bf16, f16};
 use metal_host::{Grid, Shader};
-use mlxport::fast::TemplateArg;
+use mlxport::fast::{Mask, TemplateArg};
 use mlxport::kernels::metal::{Launch, SHADERS, with_runner};
 use mlxport::kernels::{self, Path};
-use mlxport::{Array, Dtype, Error, HostTensor, Result};
+use mlxport::models::blocks::{Sequence, gated_delta, linear_attention};
+use mlxport::ops::{Quantization, Quantized};
+use mlxport::{Array, Dtype, Error, HostTensor, Result, fast, nn, ops, transforms};
 use proptest::prelude::*;
 
 use super::support::{Numbers, epsilon, to_f64};
+
+thread_local! {
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+}
 
 pub const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
 /// Runs a launch as the GPU would. Inputs that may be strided lie in memory by their last axis first, with gaps.
 fn on_host(launch: &Launch<'_>) -> Result<Vec<Array>> {
+    LAUNCHES.set(LAUNCHES.get() + 1);
     let parts = launch.shader.parts()?;
     let fail = |e: metal_host::Error| Error::argument("runner", e.to_string());
     let template: Vec<String> = launch.template.iter().map(|(_, arg)| in_metal(*arg)).collect();
@@ -87,9 +95,12 @@ fn spread(host: &HostTensor) -> (Vec<u8>, Vec<i64>) {
     (bytes, strides)
 }
 
-/// What `f` gives with its shaders on the CPU.
+/// What `f`, which starts a shader, gives with it on the CPU.
 pub fn emulated<R>(f: impl FnOnce() -> R) -> R {
-    with_runner(Rc::new(on_host), f)
+    let before = LAUNCHES.get();
+    let result = with_runner(Rc::new(on_host), f);
+    assert!(LAUNCHES.get() > before, "no shader was started");
+    result
 }
 
 /// An array of `dtype`, and the values that it really holds.
@@ -192,6 +203,85 @@ proptest! {
     }
 
     #[test]
+    fn gated_units(
+        dtype in dtype(),
+        (rows, width) in (1..=3i32, prop_oneof![4 => size(40), 1 => Just(1100)]),
+        power in prop::sample::select(vec![0, -10, 3]),
+        special: bool,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let (count, shape) = ((rows * width) as usize, [rows, width]);
+        let mut values = || numbers.values(count).iter().map(|v| v * 2f64.powi(power)).collect::<Vec<_>>();
+        let (mut gates, xs) = (values(), values());
+        if special {
+            let specials = [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 0.0, -0.0, 1e-42, -200.0];
+            gates.iter_mut().step_by(5).zip(specials.iter().cycle()).for_each(|(gate, special)| *gate = *special);
+        }
+        let ((gate, g), (x, v)) = (rounded(&gates, &shape, dtype), rounded(&xs, &shape, dtype));
+        let silu: Vec<f64> = g.iter().zip(&v).map(|(g, v)| g / (1.0 + (-g).exp()) * v).collect();
+        check(&[&silu], 0.0, || Ok(vec![nn::activations::swiglu(&gate, &x)?]));
+    }
+
+    #[test]
+    fn sums_with_their_norms(
+        dtype in dtype(),
+        (rows, width) in (1..=3i32, prop_oneof![4 => size(40), 1 => 1000..1100i32]),
+        power in prop::sample::select(vec![0, -10, 6]),
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let (count, shape) = ((rows * width) as usize, [rows, width]);
+        let mut values = || numbers.values(count).iter().map(|v| v * 2f64.powi(power)).collect::<Vec<_>>();
+        let ((x, x_values), (y, y_values)) =
+            (rounded(&values(), &shape, dtype), rounded(&values(), &shape, dtype));
+        let (weight, w) = rounded(&numbers.values(width as usize), &[width], dtype);
+        let sum: Vec<f64> = x_values.iter().zip(&y_values).map(|(x, y)| x + y).collect();
+        let normed = rms_norm(&sum, &w, 1e-5);
+        check(&[&sum, &normed], 0.0, || Ok(fast::add_rms_norm(&x, &y, &weight, 1e-5)?.into()));
+    }
+
+    #[test]
+    fn norms_with_their_positions(
+        dtype in dtype(),
+        [batch, heads, length] in [1..=2i32, 1..=3i32, 1..=9i32],
+        (pairs, rest) in (prop_oneof![1..=40i32, Just(16)], 0..=5i32),
+        (traditional, by_periods, each) in any::<(bool, bool, bool)>(),
+        offset in 0..64i32,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let width = 2 * pairs + rest;
+        let shape = [batch, heads, length, width];
+        let (x, values) = rounded(&numbers.values(shape.iter().product::<i32>() as usize), &shape, dtype);
+        let (weight, w) = rounded(&numbers.values(width as usize), &[width], dtype);
+        let periods: Vec<f32> = (0..pairs).map(|i| 100f32.powf(i as f32 / pairs as f32)).collect();
+        let period = |i: usize| match by_periods {
+            true => f64::from(periods[i]),
+            false => 100f64.powf(i as f64 / f64::from(pairs)),
+        };
+        let offsets: Vec<i32> = (0..batch).map(|b| offset + if each { 7 * b } else { 0 }).collect();
+        let mut expected = rms_norm(&values, &w, 1e-6);
+        for (row, values) in expected.chunks_exact_mut(width as usize).enumerate() {
+            let position = offsets[row / (heads * length) as usize] + row as i32 % length;
+            for i in 0..pairs as usize {
+                let (a, b) = if traditional { (2 * i, 2 * i + 1) } else { (i, i + pairs as usize) };
+                let (sin, cos) = (f64::from(position) * 0.5 / period(i)).sin_cos();
+                (values[a], values[b]) = (values[a] * cos - values[b] * sin, values[a] * sin + values[b] * cos);
+            }
+        }
+        let each_offset = Array::from_slice(&offsets, &[batch]).unwrap();
+        let periods = Array::from_slice(&periods, &[pairs]).unwrap();
+        let turned = || {
+            let frequencies: fast::RopeFrequencies = if by_periods { (&periods).into() } else { 100.0.into() };
+            let offset: fast::RopeOffset = if each { (&each_offset).into() } else { offset.into() };
+            fast::rms_norm_rope(&x, &weight, 1e-6, 2 * pairs, traditional, frequencies, 0.5, offset)
+        };
+        // An angle is off by as many units as its position says.
+        check(&[&expected], f64::from(offset + 32), || Ok(vec![turned()?]));
+    }
+
+    #[test]
     fn draws_from_the_largest(
         dtype in dtype(),
         rows in 1..=3i32,
@@ -223,5 +313,180 @@ proptest! {
             let alike = at(found) == f64::NEG_INFINITY || at(found).is_nan();
             prop_assert!(found == expected || alike && at(expected).is_nan() | (at(expected) == f64::NEG_INFINITY));
         }
+    }
+}
+
+proptest! {
+    // Most cases are a shader of their own to compile.
+    #![proptest_config(cases(10))]
+
+    #[test]
+    fn attention_to_codes(
+        dtype in dtype(),
+        (bits, group) in (prop::sample::select(vec![2, 3, 4, 5, 6, 8]), prop::sample::select(vec![32, 64, 128])),
+        [batch, kv_heads, shared, length, more] in [1..=2i32, 1..=2i32, 1..=3i32, 1..=3i32, 0..=40i32],
+        [k_groups, v_groups] in [1..=2i32, 1..=2i32],
+        (kind, sinks) in (0..4, any::<bool>()),
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let (heads, keys) = (kv_heads * shared, length + more);
+        let [dims, value_dims] = [k_groups * group, v_groups * group];
+        let mut coded = |dims: i32| {
+            let rows = batch * kv_heads * keys;
+            let words: Vec<u32> = (0..rows * dims * bits / 32).map(|_| numbers.bits() as u32).collect();
+            let shape = |n: i32| [batch, kv_heads, keys, n];
+            let largest = f64::from((1 << bits) - 1);
+            let scales: Vec<f64> = numbers.values((rows * dims / group) as usize).iter().map(|v| v / largest).collect();
+            let (scales, s) = rounded(&scales, &shape(dims / group), dtype);
+            let (biases, b) = rounded(&numbers.values((rows * dims / group) as usize), &shape(dims / group), dtype);
+            let weight = Array::from_slice(&words, &shape(dims * bits / 32)).unwrap();
+            let values: Vec<f64> = (0..(rows * dims) as usize)
+                .map(|i| {
+                    let bit = i * bits as usize;
+                    let next = words.get(bit / 32 + 1).copied().unwrap_or(0);
+                    let both = u64::from(words[bit / 32]) | u64::from(next) << 32;
+                    let code = both >> (bit % 32) & ((1 << bits) - 1);
+                    code as f64 * s[i / group as usize] + b[i / group as usize]
+                })
+                .collect();
+            (Quantized { weight, scales, biases: Some(biases) }, values)
+        };
+        let ((k, k_values), (v, v_values)) = (coded(dims), coded(value_dims));
+        let (q, q_values) =
+            rounded(&numbers.values((batch * heads * length * dims) as usize), &[batch, heads, length, dims], dtype);
+        let (sink, sink_values) = rounded(&numbers.values(heads as usize), &[heads], dtype);
+        let seen: Vec<bool> = (0..length * keys).map(|_| numbers.below(3) > 0).collect();
+        let seen_array = Array::from_slice(&seen, &[1, 1, length, keys]).unwrap();
+        let (added_array, added) = rounded(&numbers.values((heads * length * keys) as usize), &[heads, length, keys], dtype);
+
+        let scale = 0.25;
+        let line = |of: &[f64], row: i32, n: i32| of[(row * n) as usize..][..n as usize].to_vec();
+        let mut expected = Vec::new();
+        for row in 0..batch * heads * length {
+            let (place, head, b) = (row % length, row / length % heads, row / length / heads);
+            let query = line(&q_values, row, dims);
+            let first = (b * kv_heads + head / shared) * keys;
+            let score = |i: i32| {
+                let key = line(&k_values, first + i, dims);
+                let score = query.iter().zip(&key).map(|(q, k)| q * k).sum::<f64>() * scale;
+                match kind {
+                    1 if i > keys - length + place => f64::MIN,
+                    2 if !seen[(place * keys + i) as usize] => f64::MIN,
+                    3 => score + added[((head * length + place) * keys + i) as usize],
+                    _ => score,
+                }
+            };
+            let scores: Vec<f64> = (0..keys).map(score).collect();
+            let sink = sinks.then(|| sink_values[head as usize]);
+            let highest = scores.iter().chain(&sink).copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
+            let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - highest).exp());
+            expected.extend((0..value_dims).map(|d| {
+                let value = |i: i32| v_values[((first + i) * value_dims + d) as usize];
+                (0..keys).map(|i| weights[i as usize] * value(i)).sum::<f64>() / total
+            }));
+        }
+        let how = Quantization::affine(group, bits);
+        let mask = match kind {
+            0 => Mask::None,
+            1 => Mask::Causal,
+            2 => Mask::Array(&seen_array),
+            _ => Mask::Array(&added_array),
+        };
+        let sinks = sinks.then_some(&sink);
+        check(&[&expected], 4.0, || {
+            Ok(vec![fast::quantized_attention(&q, &k, &v, how, scale as f32, mask, sinks)?])
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn recurrences(
+        dtype in dtype(),
+        [batch, length, key_heads, shared] in [1..=2i32, 1..=4i32, 1..=2i32, 1..=3i32],
+        (key_dim, value_dim) in (prop_oneof![Just(1), Just(31), Just(32), Just(33), Just(100)], 1..=9i32),
+        (by_column, delta, begun) in (prop::bool::weighted(0.2), any::<bool>(), any::<bool>()),
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let heads = key_heads * shared;
+        let mut draw = |shape: &[i32], dtype, f: &dyn Fn(f64) -> f64| {
+            let values = numbers.values(shape.iter().product::<i32>() as usize);
+            rounded(&values.into_iter().map(f).collect::<Vec<_>>(), shape, dtype)
+        };
+        let plain = |v: f64| v;
+        let (queries, q) = draw(&[batch, length, key_heads, key_dim], dtype, &plain);
+        let (keys, k) = draw(&[batch, length, key_heads, key_dim], dtype, &|v| v / f64::from(key_dim).sqrt());
+        let (values, v) = draw(&[batch, length, heads, value_dim], dtype, &plain);
+        let decays = [batch, length, heads, key_dim];
+        let decays = if by_column { &decays[..] } else { &decays[..3] };
+        let (log_decay, d) = draw(decays, Dtype::Float32, &|v| -v.abs());
+        let (beta, b) = draw(&[batch, length, heads], dtype, &|v| v.abs());
+        let (state, s) = draw(&[batch, heads, value_dim, key_dim], Dtype::Float32, &plain);
+
+        let width = key_dim as usize;
+        let mut outputs = vec![0.0; (batch * length * heads * value_dim) as usize];
+        let mut states = if begun { s } else { vec![0.0; s.len()] };
+        for (row, state) in states.chunks_exact_mut(width).enumerate() {
+            let row = row as i32;
+            let (r, head, sequence) = (row % value_dim, row / value_dim % heads, row / value_dim / heads);
+            for position in sequence * length..(sequence + 1) * length {
+                let of_head = (position * heads + head) as usize;
+                let of_key = (position * key_heads + head / shared) as usize * width;
+                let (key, query) = (&k[of_key..][..width], &q[of_key..][..width]);
+                for (c, state) in state.iter_mut().enumerate() {
+                    *state *= if by_column { d[of_head * width + c] } else { d[of_head] }.exp();
+                }
+                let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+                let at = of_head * value_dim as usize + r as usize;
+                let change = if delta { (v[at] - dot(state, key)) * b[of_head] } else { v[at] };
+                state.iter_mut().zip(key).for_each(|(state, key)| *state += change * key);
+                outputs[at] = dot(state, query);
+            }
+        }
+        let sequence = Sequence {
+            queries: &queries,
+            keys: &keys,
+            values: &values,
+            log_decay: &log_decay,
+            state: begun.then_some(&state),
+        };
+        check(&[&outputs, &states], 4.0 * f64::from(key_dim).sqrt(), || {
+            let (out, state) = if delta { gated_delta(&sequence, &beta)? } else { linear_attention(&sequence)? };
+            Ok(vec![out, state])
+        });
+    }
+}
+
+/// The root-mean-square norm of rows as wide as `weight`.
+fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    let norm = |row: &[f64]| {
+        let factor = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64 + eps).sqrt();
+        row.iter().zip(weight).map(|(x, w)| x * factor * w).collect::<Vec<_>>()
+    };
+    x.chunks_exact(weight.len()).flat_map(norm).collect()
+}
+
+#[test]
+fn shaders_have_the_derivatives_of_the_reference() {
+    let mut numbers = Numbers(7);
+    let [(gate, _), (x, _)] = [(); 2].map(|()| rounded(&numbers.values(12), &[3, 4], Dtype::Float32));
+    let loss = |args: &[Array]| ops::sum(&nn::activations::swiglu(&args[0], &args[1])?, .., false);
+    let transformed = || {
+        let (value, gradients) = transforms::value_and_grad(loss, [&gate, &x]).unwrap();
+        let along = transforms::jvp(|args| loss(args), [&gate, &x], [&x, &gate]).unwrap().1;
+        let all = [vec![value], gradients, along].concat();
+        all.iter().map(to_f64).collect::<Vec<_>>()
+    };
+    let expected = kernels::force(Path::Reference, transformed).unwrap();
+    for (found, expected) in emulated(transformed).iter().zip(&expected) {
+        assert!(
+            found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6),
+            "{found:?}, expected {expected:?}"
+        );
     }
 }

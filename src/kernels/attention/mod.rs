@@ -6,6 +6,7 @@
 
 mod decode;
 mod mask;
+mod metal;
 mod reference;
 mod source;
 mod tiles;
@@ -39,7 +40,8 @@ pub(crate) struct Scores<'a> {
 /// Attention; MLX's own operations where it is not a case for the kernel, errors included.
 pub(crate) fn attention(q: &Array, k: &Array, v: &Array, scores: Scores<'_>) -> Result<Array> {
     let floats = [q, k, v].iter().all(|x| x.dtype() == q.dtype());
-    match path_for(q, k.shape(), v.shape(), &scores) {
+    let on_cpu = current_device().kind == DeviceKind::Cpu;
+    match path_for(q, k.shape(), v.shape(), &scores, on_cpu) {
         Some(path) if floats => run(path, None, q, &[k, v], k.dim(2)?, scores),
         _ => reference::attention(q, k, v, scores),
     }
@@ -58,9 +60,10 @@ pub(crate) fn quantized_attention(
         && how.check(NAME).is_ok()
         && let Some(k_shape) = coded_shape(k, k_biases, how)
         && let Some(v_shape) = coded_shape(v, v_biases, how)
-        && let Some(path) = path_for(q, &k_shape, &v_shape, &scores)
+        && let parts = [&k.weight, &k.scales, k_biases, &v.weight, &v.scales, v_biases]
+        && let here = (current_device().kind == DeviceKind::Cpu || metal::suits(how, q, &parts))
+        && let Some(path) = path_for(q, &k_shape, &v_shape, &scores, here)
     {
-        let parts = [&k.weight, &k.scales, k_biases, &v.weight, &v.scales, v_biases];
         return run(path, Some(how), q, &parts, k_shape[2], scores);
     }
     reference::quantized_attention(q, k, v, how, scores)
@@ -102,10 +105,9 @@ fn run(
     Ok(apply(kernel, inputs)?.swap_remove(0))
 }
 
-/// The path, if shapes fit and dtypes are read.
-fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>) -> Option<Path> {
+/// The path, if shapes fit and dtypes are read: `here` says whether there is an implementation for the device.
+fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>, here: bool) -> Option<Path> {
     let path = math::path();
-    let on_cpu = current_device().kind == DeviceKind::Cpu;
     let (&[b, heads, length, dims], &[kb, kv_heads, keys, k_dims], &[vb, v_heads, v_keys, value_dims]) =
         (q.shape(), k, v)
     else {
@@ -126,7 +128,7 @@ fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>) -> Option<Path
     };
     let sinks = scores.sinks.is_none_or(|sinks| sinks.shape() == [heads] && sinks.dtype() == dtype);
     let some = [b, heads, kv_heads, length, keys, dims, value_dims].iter().all(|&size| size > 0);
-    let case = on_cpu && fits && float && some && heads % kv_heads == 0 && mask && sinks;
+    let case = here && fits && float && some && heads % kv_heads == 0 && mask && sinks;
     (case && path != Path::Reference).then_some(path)
 }
 
@@ -327,6 +329,13 @@ impl CustomKernel for Attention {
             _ => call.fill(pairs, out.as_mut_slice()?, |row, out| out.copy_from_slice(row)),
         }
         Ok(())
+    }
+
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        let how = self.how?;
+        let [q, parts @ ..] = inputs else { return None };
+        let parts: [&Array; 6] = parts.first_chunk::<6>()?.each_ref();
+        metal::suits(how, q, &parts).then(|| metal::attention(self, how, inputs))
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,7 @@
 //! Gated units, `act(gate) * x`, in `float32`, with one rounding at the end.
 
+mod metal;
+
 use std::sync::Once;
 
 use half::{bf16, f16};
@@ -8,7 +10,6 @@ use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
-use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ops;
 
@@ -37,7 +38,7 @@ pub(crate) fn gated(unit: Unit, gate: &Array, x: &Array) -> Option<Result<Array>
     let path = math::path();
     let float = matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let alike = gate.shape() == x.shape() && gate.dtype() == x.dtype() && x.size() > 0 && x.ndim() > 0;
-    if path == Path::Reference || !float || !alike || current_device().kind != DeviceKind::Cpu {
+    if path == Path::Reference || !float || !alike || !super::metal::or_cpu() {
         return None;
     }
     static FIRST: Once = Once::new();
@@ -113,6 +114,11 @@ impl CustomKernel for Gated {
             Dtype::Bfloat16 => self.fill::<bf16>(inputs, out),
             _ => self.fill::<f32>(inputs, out),
         }
+    }
+
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        let [gate, x] = inputs else { return None };
+        Some(metal::gated(self.unit, gate, x))
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {

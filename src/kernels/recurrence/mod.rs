@@ -4,6 +4,7 @@
 //! does several positions at once, by products of matrices.
 
 mod cpu;
+mod metal;
 mod reference;
 
 use std::sync::Once;
@@ -107,8 +108,10 @@ fn path_for(rule: Rule, inputs: &Vec<&Array>) -> Option<Path> {
     let float = |x: &&Array| matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let shapes: Vec<&[i32]> = inputs.iter().map(|x| x.shape()).collect();
     static FIRST_USE: Once = Once::new();
-    let fits = inputs.iter().all(float) && Sizes::of(rule, &shapes).is_some();
-    if fits { lanes::path_for(NAME, &FIRST_USE) } else { None }
+    let sizes = Sizes::of(rule, &shapes).filter(|_| inputs.iter().all(float))?;
+    // The portable path stands for the shader.
+    let on_gpu = super::metal::is_active() && metal::suits(rule, sizes);
+    if on_gpu { Some(Path::Portable) } else { lanes::path_for(NAME, &FIRST_USE) }
 }
 
 #[derive(Clone, Copy)]
@@ -399,6 +402,12 @@ impl CustomKernel for Recurrence {
             Dtype::Bfloat16 => self.fill::<bf16>(sizes, inputs, outputs, to_bf16),
             _ => self.fill::<f32>(sizes, inputs, outputs, |x, out| out.copy_from_slice(x)),
         }
+    }
+
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        let shapes: Vec<&[i32]> = inputs.iter().map(|x| x.shape()).collect();
+        let sizes = Sizes::of(self.rule, &shapes).filter(|&sizes| metal::suits(self.rule, sizes))?;
+        Some(metal::recurrence(self.rule, sizes, inputs))
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {

@@ -1,6 +1,8 @@
 //! Rotary position encoding, after a norm or none. Angles are computed in `float64`, once for all heads; the rest in
 //! `float32`, with one rounding at the end.
 
+mod metal;
+
 use std::sync::Once;
 
 use half::{bf16, f16};
@@ -30,7 +32,8 @@ pub(crate) struct Turn {
 
 /// Turns the first dimensions of `x`; MLX's own where it is not a case for the kernel, errors included.
 pub(crate) fn rope(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Result<Array> {
-    match path_for(x, turn, offset, periods) {
+    let on_cpu = current_device().kind == DeviceKind::Cpu;
+    match path_for(x, turn, offset, periods, on_cpu) {
         Some(path) => run(Rope { path, turn, eps: None }, x, offset, None, periods),
         None => reference(x, turn, offset, periods),
     }
@@ -46,14 +49,14 @@ pub(crate) fn rms_norm_rope(
     periods: Option<&Array>,
 ) -> Result<Array> {
     let fits = weight.ndim() == 1 && weight.shape().last() == x.shape().last() && weight.dtype() == x.dtype();
-    match path_for(x, turn, offset, periods) {
+    match path_for(x, turn, offset, periods, super::metal::or_cpu()) {
         Some(path) if fits => run(Rope { path, turn, eps: Some(eps) }, x, offset, Some(weight), periods),
         _ => rope(&super::rms_norm(x, Some(weight), eps)?, turn, offset, periods),
     }
 }
 
-/// The path, unless MLX's own is to be taken.
-fn path_for(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Option<Path> {
+/// The path, unless MLX's own is to be taken: `here` says whether there is an implementation for the device.
+fn path_for(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>, here: bool) -> Option<Path> {
     let path = math::path();
     let float = matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let last = x.shape().last().copied().unwrap_or(0);
@@ -66,7 +69,7 @@ fn path_for(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> O
         None => turn.base.is_some(),
     };
     let case = float && shaped && offset_fits && periods_fit;
-    if path == Path::Reference || !case || current_device().kind != DeviceKind::Cpu {
+    if path == Path::Reference || !case || !here {
         return None;
     }
     static FIRST: Once = Once::new();
@@ -232,6 +235,11 @@ impl CustomKernel for Rope {
             Dtype::Bfloat16 => self.fill::<bf16>(inputs, out),
             _ => self.fill::<f32>(inputs, out),
         }
+    }
+
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        let (eps, [x, offset, weight, periods @ ..]) = (self.eps?, inputs) else { return None };
+        Some(metal::rms_norm_rope(x, weight, eps, self.turn, offset, periods.first()))
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,6 @@
 //! Norms and softmax over the last axis, in `float32`, with one rounding at the end.
 
+mod metal;
 mod reference;
 
 use std::sync::Once;
@@ -27,7 +28,7 @@ pub(crate) fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Ar
 /// `x + y`, and its [`rms_norm`].
 pub(crate) fn add_rms_norm(x: &Array, y: &Array, weight: &Array, eps: f32) -> Result<[Array; 2]> {
     let alike = y.shape() == x.shape() && y.dtype() == x.dtype() && weight.dtype() == x.dtype();
-    match path_for(x, &[Some(weight)]) {
+    match path_with(x, &[Some(weight)], super::metal::or_cpu()) {
         Some(path) if alike => {
             let outputs = apply(Rows { path, op: Op::AddRmsNorm { eps } }, [x, weight, y])?;
             crate::ops::exactly(outputs)
@@ -61,13 +62,18 @@ fn run(kernel: Rows, x: &Array, more: [Option<&Array>; 2]) -> Result<Array> {
     Ok(apply(kernel, [x].into_iter().chain(more.into_iter().flatten()))?.swap_remove(0))
 }
 
-/// The path for rows of `x`, unless MLX's own is to be taken.
+/// The path for rows of `x`, unless MLX's own is to be taken, as on a GPU.
 fn path_for(x: &Array, more: &[Option<&Array>]) -> Option<Path> {
+    path_with(x, more, current_device().kind == DeviceKind::Cpu)
+}
+
+/// The same where the kernel has an implementation for the device, or not.
+fn path_with(x: &Array, more: &[Option<&Array>], here: bool) -> Option<Path> {
     let path = math::path();
     let float = |x: &Array| matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let fits = |y: &Array| y.ndim() == 1 && float(y) && y.shape().last() == x.shape().last();
     let case = float(x) && x.size() > 0 && x.ndim() > 0 && more.iter().flatten().all(|y| fits(y));
-    if path == Path::Reference || !case || current_device().kind != DeviceKind::Cpu {
+    if path == Path::Reference || !case || !here {
         return None;
     }
     static FIRST: Once = Once::new();
@@ -263,6 +269,13 @@ impl CustomKernel for Rows {
             (Dtype::Bfloat16, Dtype::Bfloat16) => self.fill::<bf16, bf16>(inputs, outputs),
             (Dtype::Bfloat16, _) => self.fill::<bf16, f32>(inputs, outputs),
             _ => self.fill::<f32, f32>(inputs, outputs),
+        }
+    }
+
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        match (self.op, inputs) {
+            (Op::AddRmsNorm { eps }, [x, weight, y]) => Some(metal::add_rms_norm(x, y, weight, eps)),
+            _ => None,
         }
     }
 
