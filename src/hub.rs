@@ -1,16 +1,21 @@
 //! Checkpoints by their Hugging Face id, in the cache that Hugging Face's own programs use.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 use serde::Deserialize;
 use sha2::Digest;
+use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 
+use crate::checkpoint::gguf;
 use crate::error::{Error, Result};
 use crate::io::layout::INDEX;
 
@@ -19,8 +24,9 @@ const RETRIES: usize = 4;
 /// The longest index of shards, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
-/// The directory of a checkpoint: `model` itself if there is one, or where the files of the id
-/// `owner/name` or `owner/name@revision` are, after those that are missing were downloaded.
+/// A checkpoint: `model` itself if there is one, or where the files of the id `owner/name` or
+/// `owner/name@revision` are, after those that are missing were downloaded. The id may end with the name of a
+/// GGUF file of the repository: `owner/name:file.gguf`.
 pub fn locate(model: &Path) -> Result<PathBuf> {
     if model.exists() {
         return Ok(model.to_path_buf());
@@ -31,16 +37,18 @@ pub fn locate(model: &Path) -> Result<PathBuf> {
     }
 }
 
-/// A repository and a revision of it.
+/// A repository, a revision of it, and the GGUF file that is meant if one was named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Id {
     repository: String,
     revision: String,
+    file: Option<String>,
 }
 
 impl Id {
-    /// `owner/name`, or `owner/name@revision`.
+    /// `owner/name`, or `owner/name@revision`; either may be followed by `:file.gguf`.
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, file) = text.split_once(':').map_or((text, None), |(text, file)| (text, Some(file)));
         let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, name) = repository.split_once('/')?;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -48,8 +56,13 @@ impl Id {
             !part.is_empty() && part.len() <= 96 && part.chars().all(plain) && !part.starts_with('.')
         };
         let is_revision = !revision.is_empty() && revision.split('/').all(is_name);
+        let is_file = |file: &str| is_gguf(file) && file.split('/').all(is_name) && !file.contains("..");
         let right = is_name(owner) && is_name(name) && is_revision && !text.contains("..");
-        right.then(|| Self { repository: repository.to_owned(), revision: revision.to_owned() })
+        (right && file.is_none_or(is_file)).then(|| Self {
+            repository: repository.to_owned(),
+            revision: revision.to_owned(),
+            file: file.map(str::to_owned),
+        })
     }
 
     fn at(&self, revision: &str) -> Repo {
@@ -124,9 +137,10 @@ impl Hub {
         })
     }
 
-    /// The directory with the files of a checkpoint: configs, weights, tokenizer and chat templates. Those
-    /// that are missing are downloaded; what an earlier attempt has left is taken up where it ended, and
-    /// every file is checked against the hub's digest of it.
+    /// The directory with the files of a checkpoint: configs, weights, tokenizer and chat templates; of a
+    /// repository without safetensors its GGUF file, or the one that the id names. What is missing is
+    /// downloaded; what an earlier attempt has left is taken up where it ended, and every file is checked
+    /// against the hub's digest of it before it has its name. A token goes to the hub's host alone.
     ///
     /// Where the hub can't be reached, what the cache has of the revision will do.
     pub fn download(&self, id: &Id) -> Result<PathBuf> {
@@ -153,6 +167,11 @@ impl Hub {
         }
         let repo = self.api(id, &info.sha)?;
         let directory = self.snapshot(id, &info.sha);
+        if let Some(file) = gguf_file(id, &info.siblings)? {
+            self.fetch(id, &repo, &directory, file)?;
+            self.name(id, &info.sha)?;
+            return Ok(directory.join(&file.rfilename));
+        }
         let (index, others): (Vec<_>, Vec<_>) = info
             .siblings
             .iter()
@@ -169,9 +188,14 @@ impl Hub {
                 self.fetch(id, &repo, &directory, file)?;
             }
         }
-        let named = Cache::new(self.cache.clone()).repo(id.at(&id.revision)).create_ref(&info.sha);
-        named.map_err(|e| Error::io(&self.cache, e))?;
+        self.name(id, &info.sha)?;
         Ok(directory)
+    }
+
+    /// Notes which commit the revision is.
+    fn name(&self, id: &Id, commit: &str) -> Result<()> {
+        let named = Cache::new(self.cache.clone()).repo(id.at(&id.revision)).create_ref(commit);
+        named.map_err(|e| Error::io(&self.cache, e))
     }
 
     /// The snapshot of a revision in the cache.
@@ -179,7 +203,12 @@ impl Hub {
         let name = self.repository(id).join("refs").join(&id.revision);
         let commit = std::fs::read_to_string(name).unwrap_or_else(|_| id.revision.clone());
         let directory = self.snapshot(id, commit.trim());
-        directory.join("config.json").exists().then_some(directory)
+        match &id.file {
+            Some(file) => Some(directory.join(file)).filter(|path| path.exists()),
+            None if directory.join("config.json").exists() => Some(directory),
+            None if directory.exists() => gguf::find(&directory).ok().flatten(),
+            None => None,
+        }
     }
 
     fn repository(&self, id: &Id) -> PathBuf {
@@ -224,30 +253,103 @@ impl Hub {
         let blob = self.repository(id).join("blobs").join(digest);
         let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).ok();
         if length(&blob).is_none() || length(&blob) != file.size {
-            // The rest of a file that is complete is a range that no server has.
-            let part = blob.with_extension("part");
-            if length(&part).is_some_and(|part| file.size.is_none_or(|size| part >= size)) {
-                std::fs::remove_file(&part).map_err(|e| Error::io(&part, e))?;
-            }
             let bar = if std::io::stderr().is_terminal() {
-                ProgressBar::no_length()
+                ProgressBar::new(file.size.unwrap_or(0))
             } else {
                 ProgressBar::hidden()
             };
-            repo.download_with_progress(name, bar).map_err(|e| failed(id, format!("{name}: {}", told(e))))?;
-            if let Err(error) = check(&pointer, digest) {
-                let _ = std::fs::remove_file(&pointer);
-                let _ = std::fs::remove_file(&blob);
-                return Err(error);
-            }
-            return Ok(());
+            self.load(&repo.url(name), digest, file.size, &blob, &bar)
+                .map_err(|cause| failed(id, format!("{name}: {cause}")))?;
+            bar.finish_and_clear();
         }
-        // Another revision had the same file.
         let parent = pointer.parent().unwrap_or(directory);
         std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         let levels = "../".repeat(2 + name.matches('/').count());
         link(&blob, Path::new(&format!("{levels}blobs/{digest}")), &pointer)
             .map_err(|e| Error::io(&pointer, e))
+    }
+
+    /// Downloads a blob, after what there is of it already.
+    fn load(&self, url: &str, digest: &str, size: Option<u64>, blob: &Path, bar: &ProgressBar) -> Result<()> {
+        let folder = blob.parent().unwrap_or(blob);
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let (part, lock) = (blob.with_extension("part"), blob.with_extension("lock"));
+        // One program at a time.
+        let lock = File::create(&lock)
+            .and_then(|file| file.lock().map(|()| file))
+            .map_err(|e| Error::io(lock, e))?;
+        let agent: Agent =
+            Agent::config_builder().redirect_auth_headers(RedirectAuthHeaders::SameHost).build().into();
+        let mut attempt = 0;
+        loop {
+            let length = std::fs::metadata(&part).map_or(0, |data| data.len());
+            if size != Some(length)
+                && let Err((error, again)) = self.append(&agent, url, &part, size, bar)
+            {
+                if !again || attempt == RETRIES {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(300 << attempt));
+                attempt += 1;
+                continue;
+            }
+            match check(&part, digest) {
+                Ok(()) => break,
+                Err(error) => {
+                    std::fs::remove_file(&part).map_err(|e| Error::io(&part, e))?;
+                    // What was there before may have been wrong.
+                    if length == 0 || attempt == RETRIES {
+                        return Err(error);
+                    }
+                    attempt += 1;
+                }
+            }
+        }
+        std::fs::rename(&part, blob).map_err(|e| Error::io(blob, e))?;
+        drop(lock);
+        Ok(())
+    }
+
+    /// Asks for the rest of a file. Fails with whether another attempt may do.
+    fn append(
+        &self,
+        agent: &Agent,
+        url: &str,
+        part: &Path,
+        size: Option<u64>,
+        bar: &ProgressBar,
+    ) -> Result<(), (Error, bool)> {
+        let io = |e: std::io::Error| (Error::io(part, e), false);
+        let mut file = OpenOptions::new().create(true).append(true).open(part).map_err(io)?;
+        let mut start = file.metadata().map_err(io)?.len();
+        if size.is_none_or(|size| start > size) {
+            file.set_len(0).map_err(io)?;
+            start = 0;
+        }
+        let mut request = agent.get(url).header(RANGE, format!("bytes={start}-"));
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let told = |error: ureq::Error| {
+            let again = !matches!(error, ureq::Error::StatusCode(code) if code < 500 && code != 429);
+            (Error::argument("model", error.to_string()), again)
+        };
+        let response = request.call().map_err(told)?;
+        let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+        let follows = range.is_some_and(|range| range.starts_with(&format!("bytes {start}-")));
+        // A server without ranges sends the whole.
+        if response.status() != 206 || !follows {
+            file.set_len(0).map_err(io)?;
+            start = 0;
+        }
+        bar.set_position(start);
+        let rest = size.map_or(u64::MAX, |size| size - start);
+        let mut body = bar.wrap_read(response.into_body().into_reader()).take(rest);
+        let read = std::io::copy(&mut body, &mut file).map_err(|e| (Error::io(part, e), true))?;
+        match size.is_some_and(|size| start + read != size) {
+            true => Err((Error::argument("model", format!("ended after {} bytes", start + read)), true)),
+            false => Ok(()),
+        }
     }
 }
 
@@ -259,6 +361,31 @@ fn link(_: &Path, relative: &Path, pointer: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn link(blob: &Path, _: &Path, pointer: &Path) -> std::io::Result<()> {
     std::fs::copy(blob, pointer).map(|_| ())
+}
+
+fn is_gguf(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".gguf")
+}
+
+/// The GGUF file that is meant: the one that the id names, or the only one of a repository without safetensors.
+fn gguf_file<'a>(id: &Id, files: &'a [Sibling]) -> Result<Option<&'a Sibling>> {
+    let found: Vec<&Sibling> = files.iter().filter(|file| is_gguf(&file.rfilename)).collect();
+    let names = || found.iter().map(|file| file.rfilename.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(name) = &id.file {
+        let file = found.iter().find(|file| file.rfilename == *name);
+        let missing = || failed(id, format!("has no {name}; its GGUF files: {}", names()));
+        return file.copied().map(Some).ok_or_else(missing);
+    }
+    let has_weights =
+        files.iter().any(|file| is_needed(&file.rfilename) && file.rfilename.ends_with(".safetensors"));
+    match found.len() {
+        _ if has_weights => Ok(None),
+        0 | 1 => Ok(found.first().copied()),
+        _ => {
+            let message = format!("has several GGUF files: name one as {}:FILE: {}", id.repository, names());
+            Err(failed(id, message))
+        }
+    }
 }
 
 /// Whether a file of a repository belongs to the model, its tokenizer or its chat templates.
@@ -316,13 +443,4 @@ fn check(path: &Path, digest: &str) -> Result<()> {
 
 fn failed(id: &Id, cause: impl std::fmt::Display) -> Error {
     Error::argument("model", format!("{}@{}: {cause}", id.repository, id.revision))
-}
-
-/// The error of a download without those around it.
-fn told(error: ApiError) -> String {
-    match error {
-        ApiError::TooManyRetries(inner) => told(*inner),
-        ApiError::RequestError(inner) => inner.to_string(),
-        other => other.to_string(),
-    }
 }

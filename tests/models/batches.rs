@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use mlxport::cache::{ArraysCache, Cache, ChunkedKvCache, KvCache, LayerCache, RotatingKvCache};
+use mlxport::cache::{ArraysCache, Cache, ChunkedKvCache, KvCache, LayerCache, Offset, RotatingKvCache};
 use mlxport::fast::scaled_dot_product_attention;
 use mlxport::generate::{Batch, FinishReason, Options, Penalties, Request, Sampling, Tokens};
 use mlxport::models::LanguageModel;
+use mlxport::nn::{Rope, RopeConfig};
 use mlxport::{Array, Dtype, ops, random};
 use proptest::prelude::*;
 
@@ -106,9 +107,53 @@ fn a_request_can_be_taken_out() {
     for (number, n) in [(numbers[0], 5), (numbers[2], 2)] {
         assert_eq!(found[&number], alone(model, &prompt(n, n), options(8)));
     }
+    // One whose prompt is not read yet; one whose last token ends its text.
+    let (waiting, whole) = (batch.join(request(9, 30)).unwrap(), alone(model, &prompt(5, 5), options(8)));
+    let first = whole.iter().position(|id| *id == whole[7]).unwrap();
+    let ends = Options { stop: vec![whole[7]], ..options(first + 1) };
+    let last = batch.join(Request { options: ends, ..request(5, 5) }).unwrap();
+    batch.leave(waiting).unwrap();
+    assert_eq!(batch.len(), 1);
+    let outputs: Vec<_> =
+        std::iter::repeat_with(|| batch.step().unwrap()).take(first + 1).flatten().collect();
+    assert!(outputs.iter().all(|output| output.request == last) && batch.is_empty());
+    assert_eq!(outputs.last().unwrap().token.finish_reason, Some(FinishReason::Stop));
     assert!(batch.join(request(1, 0)).is_err());
     assert!(batch.join(Request { options: options(0), ..request(1, 3) }).is_err());
     assert!(batch.join(Request { prompt: vec![40], ..request(1, 3) }).is_err());
+}
+
+#[test]
+fn sequences_of_a_batch_turn_as_they_do_alone() {
+    let context = serde_json::json!({ "max_position_embeddings": 64, "original_max_position_embeddings": 8 });
+    let factors = |factor: f64| (1..5).map(|i| factor + f64::from(i) / 8.0).collect::<Vec<f64>>();
+    let scalings = [
+        serde_json::json!({ "type": "dynamic", "factor": 2.0 }),
+        serde_json::json!({ "type": "longrope", "short_factor": factors(1.0), "long_factor": factors(2.0) }),
+    ];
+    let key = random::key(3).unwrap();
+    let x = random::normal(0.0, 1.0, &[4, 2, 3, 8], Dtype::Float32, Some(&key)).unwrap();
+    for scaling in scalings {
+        let mut config = context.clone();
+        config["rope_scaling"] = scaling.clone();
+        if scaling["type"] == "dynamic" {
+            config["max_position_embeddings"] = 8.into();
+        }
+        let config: RopeConfig = serde_json::from_value(config).unwrap();
+        let rope = Rope::new(8, &config, 10_000.0).unwrap();
+        // Within the context, beyond it, within it and expected beyond, within it behind padding.
+        let (offsets, expected) = ([2, 30, 4, -1], [6, 40, 20, 2]);
+        let each = |numbers: &[i32; 4]| Offset::Each(Array::from_slice(numbers, &[4]).unwrap());
+        let together = rope.forward_within(&x, &each(&offsets), &each(&expected)).unwrap();
+        for row in 0..4usize {
+            let at = row as i32;
+            let alone = x.index(at..at + 1).unwrap();
+            let alone = rope.forward_within(&alone, &offsets[row].into(), &expected[row].into()).unwrap();
+            let found = together.index(at..at + 1).unwrap().to_vec::<f32>().unwrap();
+            let error = error(&found, &alone.to_vec().unwrap());
+            assert!(error < 1e-5, "{scaling}: row {row}: {error:.1e}");
+        }
+    }
 }
 
 #[test]

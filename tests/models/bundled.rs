@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use mlxport::generate::{FinishReason, Options, Response, Text, Tokens};
+use mlxport::generate::{Allowed, Constraint, FinishReason, Options, Response, Text, Tokens};
 use mlxport::kernels::{self, Path};
 use mlxport::models::{LanguageModel, load, probe};
 use mlxport::nn::Module;
@@ -132,4 +132,46 @@ fn streamed_responses_make_the_text_up_to_a_stop_string() {
     let ended = run(vec![greedy[5]], &[]);
     assert_eq!(text(&ended), tokenizer.decode(&greedy[..at], true).unwrap());
     assert_eq!(ended.last().unwrap().token, greedy[5]);
+}
+
+/// Lets only these tokens come, one after the other.
+struct Script(Vec<i32>);
+
+impl Constraint for Script {
+    fn allowed(&mut self) -> mlxport::Result<Array> {
+        let next: Vec<bool> = (0..1024).map(|id| id == self.0[0]).collect();
+        Array::from_slice(&next, &[1, 1024])
+    }
+
+    fn push(&mut self, token: i32) -> mlxport::Result<Allowed> {
+        assert_eq!(self.0.remove(0), token);
+        Ok(if self.0.is_empty() { Allowed::Nothing } else { Allowed::More })
+    }
+}
+
+#[test]
+fn the_marks_of_an_answer_are_kept_where_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let text = std::fs::read_to_string(dir().join(name)).unwrap();
+        let text = text.replace("<|im_start|>", "<think>").replace("<|im_end|>", "</think>");
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let (model, tokenizer) = (model(), Tokenizer::load(folder.path()).unwrap());
+    let id = |text: &str| tokenizer.encode(text, false).unwrap()[0];
+    // The first of these is special, and no mark.
+    let said = [id("<|endoftext|>"), id("<think>"), id("a"), id("</think>"), id("b"), id("</think>")];
+    let run = |marked: bool| {
+        let (mut cache, stop) = (model.make_cache(), vec![id("<|endoftext|>")]);
+        let options = Options { stop: if marked { Vec::new() } else { stop }, ..Options::default() };
+        let tokens = Tokens::new(&*model, &mut cache, &said[1..2], options).unwrap();
+        let script = said[usize::from(!marked)..].to_vec();
+        let mut text = Text::new(tokens.constrained(Script(script)), &tokenizer);
+        if marked {
+            text = text.marked(&tokenizer);
+        }
+        text.map(|response| response.unwrap().text).collect::<String>()
+    };
+    assert_eq!(run(false), "ab");
+    assert_eq!(run(true), "<think>a</think>b</think>");
 }

@@ -77,6 +77,44 @@ fn generate_reports_what_the_source_generates() {
     assert_eq!(succeed(&args), ids.join(",") + "\n");
 }
 
+#[cfg(feature = "structured")]
+#[test]
+fn generate_takes_answers_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(super::bundled::dir()).unwrap().flatten().filter(|entry| entry.path().is_file())
+    {
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let edit = |name: &str, f: &dyn Fn(&mut Value)| {
+        let mut json: Value = serde_json::from_slice(&fs::read(model.join(name)).unwrap()).unwrap();
+        f(&mut json);
+        fs::write(model.join(name), json.to_string()).unwrap();
+    };
+    edit("tokenizer_config.json", &|json| json["tool_parser_type"] = "json_tools".into());
+    // Known, but beyond the tokens of the model: it must spell them.
+    edit("tokenizer.json", &|json| {
+        let added = json["added_tokens"].as_array_mut().unwrap();
+        for (id, content) in [(1024, "<think>"), (1025, "</think>")] {
+            let mut token = added[0].clone();
+            (token["id"], token["content"], token["special"]) = (id.into(), content.into(), false.into());
+            added.push(token);
+        }
+    });
+    let answer = r#"<think>hm</think>yes<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call> so"#;
+    let regex = answer.replace('{', r"\{").replace('}', r"\}");
+    let args = ["generate", "--model", text(&model), "--prompt", "x", "--regex", &regex, "--json"];
+    let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    assert_eq!((&report["text"], &report["thinking"]), (&"yes so".into(), &"hm".into()), "{report}");
+    assert_eq!(report["tool_calls"], serde_json::json!([{ "name": "f", "arguments": { "a": 1 } }]));
+    assert_eq!((&report["finish_reason"], &report["bad_tool_calls"]), (&"stop".into(), &Value::Null));
+    let raw: Value = serde_json::from_str(&succeed(&[&args[..], &["--raw"]].concat())).unwrap();
+    assert_eq!((&raw["text"], &raw["thinking"]), (&answer.into(), &Value::Null));
+    let guessed: Value = serde_json::from_str(&succeed(&[&args[..], &["--prompt-lookup"]].concat())).unwrap();
+    assert_eq!((&guessed["tokens"], &guessed["text"]), (&report["tokens"], &report["text"]));
+}
+
 #[test]
 fn forward_writes_logits_and_stages_in_one_piece_or_several() {
     let fixture = Fixture::load("llama");

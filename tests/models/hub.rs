@@ -21,6 +21,8 @@ struct State {
     /// How many bytes of a large file are sent before the connection breaks, for this many times.
     breaks: usize,
     corrupt: bool,
+    /// Whether ranges are ignored.
+    whole: bool,
     /// `GET` paths with the range and whether there was a token.
     asked: Vec<(String, String, bool)>,
 }
@@ -35,7 +37,9 @@ impl Mock {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (state, address) = (Arc::new(Mutex::new(State::default())), endpoint.clone());
+        // Large files are at another host.
+        let address = endpoint.replace("127.0.0.1", "localhost");
+        let state = Arc::new(Mutex::new(State::default()));
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -127,7 +131,7 @@ fn serve(mut stream: TcpStream, shared: &Mutex<State>, address: &str) {
             let headers = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{}\"\r\n", digest(&bytes, large));
             let (start, end) =
                 range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
-            let start: usize = start.parse().unwrap();
+            let start: usize = if state.whole { 0 } else { start.parse().unwrap() };
             let end = end.parse().map_or(bytes.len(), |end: usize| end + 1);
             if large && path.contains("/resolve/") {
                 let headers = format!(
@@ -144,7 +148,9 @@ fn serve(mut stream: TcpStream, shared: &Mutex<State>, address: &str) {
                 if state.corrupt && large && end == bytes.len() {
                     part[0] ^= 1;
                 }
-                let mut reply = answer("206 Partial Content", headers, &part);
+                let status = if state.whole { "200 OK" } else { "206 Partial Content" };
+                let headers = if state.whole { String::new() } else { headers };
+                let mut reply = answer(status, headers, &part);
                 if large && end == bytes.len() && state.breaks > 0 {
                     state.breaks -= 1;
                     reply.truncate(reply.len() - part.len() / 2);
@@ -264,16 +270,27 @@ fn a_broken_download_is_taken_up_where_it_ended() {
 
 #[test]
 fn what_an_earlier_program_left_is_taken_up_or_replaced() {
-    for (left, first) in [(100, "bytes=100-"), (usize::MAX, "bytes=0-")] {
+    // (what is left of the file, whether it is damaged, whether ranges are ignored, what is asked for)
+    for (left, damaged, whole, asked) in [
+        (100, false, false, &["bytes=100-"][..]),
+        (100, false, true, &["bytes=100-"]),
+        (100, true, false, &["bytes=100-", "bytes=0-"]),
+        (usize::MAX, false, false, &[]),
+        (usize::MAX, true, false, &["bytes=0-"]),
+    ] {
         let mock = mock();
+        mock.state.lock().unwrap().whole = whole;
         let bytes = std::fs::read(tiny().join("model.safetensors")).unwrap();
         let blobs = mock.cache.path().join("hub/models--org--tiny/blobs");
         std::fs::create_dir_all(&blobs).unwrap();
         let part = blobs.join(digest(&bytes, true)).with_extension("part");
-        std::fs::write(part, &bytes[..left.min(bytes.len())]).unwrap();
+        let mut before = bytes[..left.min(bytes.len())].to_vec();
+        before[0] ^= u8::from(damaged);
+        std::fs::write(part, before).unwrap();
         let directory = mock.hub().download(&id()).unwrap();
         assert_eq!(std::fs::read(directory.join("model.safetensors")).unwrap(), bytes);
-        assert!(mock.downloads().contains(&("model.safetensors".to_owned(), first.to_owned())));
+        let all = mock.downloads().into_iter().filter(|(name, _)| name == "model.safetensors");
+        assert_eq!(all.map(|(_, range)| range).collect::<Vec<_>>(), asked);
     }
 }
 
@@ -283,6 +300,9 @@ fn files_that_are_not_what_the_hub_says_are_removed() {
     mock.state.lock().unwrap().corrupt = true;
     let error = mock.hub().download(&id()).unwrap_err().to_string();
     assert!(error.contains("digest") && error.contains("model.safetensors"), "{error}");
+    let bytes = std::fs::read(tiny().join("model.safetensors")).unwrap();
+    let blob = mock.cache.path().join("hub/models--org--tiny/blobs").join(digest(&bytes, true));
+    assert!(!blob.exists(), "it never has its name");
     mock.state.lock().unwrap().corrupt = false;
     mlxport::models::load(&mock.hub().download(&id()).unwrap()).unwrap();
 }
@@ -296,8 +316,40 @@ fn a_token_opens_repositories() {
     let error = Hub { offline: true, ..mock.hub() }.download(&id()).unwrap_err().to_string();
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
     Hub { token: Some("secret".to_owned()), ..mock.hub() }.download(&id()).unwrap();
+    // It stays with the hub's host.
+    let asked = mock.state.lock().unwrap().asked.clone();
+    let elsewhere: Vec<_> = asked.iter().filter(|(path, ..)| path.starts_with("/cdn/")).collect();
+    assert!(!elsewhere.is_empty() && elsewhere.iter().all(|(.., token)| !token), "{elsewhere:?}");
     let error = mock.hub().download(&Id::parse("org/other").unwrap()).unwrap_err().to_string();
     assert!(error.contains("org/other"), "{error}");
+}
+
+#[test]
+fn a_gguf_file_is_taken_where_one_is_meant() {
+    let gguf = std::fs::read(tiny().join("../../gguf/llama.gguf")).unwrap();
+    let named = |file: &str| Id::parse(&format!("org/tiny:{file}")).unwrap();
+    let mock = mock().with("a.gguf", gguf.clone(), true).with("b.gguf", "another", true);
+    let path = mock.hub().download(&named("a.gguf")).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), gguf);
+    assert_eq!(mock.downloads().len(), 1);
+    assert_eq!(Hub { offline: true, ..mock.hub() }.download(&named("a.gguf")).unwrap(), path);
+    mlxport::models::load(&path).unwrap();
+    let error = mock.hub().download(&named("c.gguf")).unwrap_err().to_string();
+    assert!(error.contains("a.gguf, b.gguf"), "{error}");
+    assert!(Hub { offline: true, ..mock.hub() }.download(&named("b.gguf")).is_err());
+    // Where there are safetensors, they are the checkpoint.
+    assert!(mock.hub().download(&id()).unwrap().join("model.safetensors").exists());
+
+    let mock = Mock::new().with("a.gguf", gguf.clone(), true).with("config.json", "{}", false);
+    let path = mock.hub().download(&id()).unwrap();
+    assert!(path.ends_with("a.gguf"));
+    mlxport::models::load(&path).unwrap();
+    let error = mock.with("b.gguf", gguf, true).hub().download(&id()).unwrap_err().to_string();
+    assert!(error.contains("org/tiny:FILE"), "{error}");
+    for text in ["org/tiny:", "org/tiny:x.bin", "org/tiny:../x.gguf", "org/tiny:/x.gguf", "tiny:x.gguf"] {
+        assert_eq!(Id::parse(text), None, "{text}");
+    }
+    assert!(Id::parse("org/tiny@v1:Q4/x.gguf").is_some());
 }
 
 #[cfg(feature = "cli")]

@@ -171,6 +171,9 @@ impl Case {
         cache.save(&file, &BTreeMap::new()).map_err(told)?;
         let (mut loaded, _) = Cache::load(&file).map_err(told)?;
         loaded.check_of(&self.model.make_cache()).map_err(told)?;
+        if loaded.offset() as usize != at {
+            return Err(format!("saved at {at}, loaded at {}", loaded.offset()));
+        }
         loaded.expect(LONGEST as i32);
         self.read(0, at, LONGEST, &mut loaded).map_err(|error| format!("saved at {at}: {error}"))
     }
@@ -309,6 +312,7 @@ fn requests_join_and_leave_batches_of_every_kind_of_memory() {
                 let (stats, (_, prompt, options)) = (output.stats, &requests[output.request]);
                 assert_eq!((stats.prompt_tokens, stats.generated_tokens), (prompt.len(), tokens.len()));
                 assert!(stats.prompt_tps() > 0.0 && stats.peak_memory > 0, "{stats:?}");
+                assert_eq!(stats.generation_time.is_zero(), tokens.len() == 1, "{stats:?}");
                 assert_eq!(stats.generation_tps() > 0.0, tokens.len() > 1, "{stats:?}");
                 let last = tokens.len() == options.max_tokens;
                 assert_eq!(output.token.finish_reason, last.then_some(FinishReason::Length));

@@ -58,7 +58,15 @@ fn tokens_are_drawn_as_often_as_they_should_be() {
     let xtc = Sampling { xtc_probability: 1.0, xtc_threshold: 0.1, ..hot.clone() };
     assert_draws(xtc.clone(), &[0, 2, 3, 5]);
     assert_draws(Sampling { xtc_special_tokens: vec![4], ..xtc.clone() }, &[0, 2, 3, 4, 5]);
-    assert_draws(Sampling { xtc_threshold: 0.45, ..xtc }, &all);
+    assert_draws(Sampling { xtc_threshold: 0.45, ..xtc.clone() }, &all);
+    // A third of the draws leave the top out.
+    let found = frequencies(&Sampling { xtc_probability: 1.0 / 3.0, ..xtc });
+    for id in 0..6 {
+        let rest = if [1, 4].contains(&id) { 0.0 } else { PROBABILITIES[id] / 0.3 };
+        let expected = PROBABILITIES[id] * 2.0 / 3.0 + rest / 3.0;
+        let deviation = (expected * (1.0 - expected) / f64::from(DRAWS)).sqrt();
+        assert!((found[id] - expected).abs() <= 5.0 * deviation, "{id}: {} for {expected}", found[id]);
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Texts that must follow a grammar, from a model that would say anything else.
 
-use mlxport::generate::{Draft, FinishReason, Grammar, Options, Sampling, Structure, Text, Tokens};
+use mlxport::Array;
+use mlxport::generate::{
+    Allowed, Constraint, Draft, FinishReason, Grammar, Options, Sampling, Structure, Text, Tokens,
+};
 use mlxport::models::LanguageModel;
 use mlxport::text::Tokenizer;
 use serde_json::{Value, json};
@@ -78,6 +81,53 @@ word: /[a-c]{1,3}/
         }
     }
     assert!(texts.len() > 12, "{texts:?}");
+}
+
+#[test]
+fn a_text_ends_with_its_grammar_where_no_token_ends_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let text = std::fs::read_to_string(bundled::dir().join(name)).unwrap();
+        std::fs::write(folder.path().join(name), text.replace("\"eos_token\"", "\"no_token\"")).unwrap();
+    }
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(folder.path()).unwrap());
+    assert_eq!(tokenizer.eos_id(), None);
+    for draft in [false, true] {
+        let structure =
+            Structure::new(&tokenizer, Grammar::Regex("(ab ){3}c".to_owned()), &[], model.vocab_size())
+                .unwrap();
+        let mut cache = model.make_cache();
+        let prompt = tokenizer.encode_prompt("ab ab ab ab c").unwrap();
+        let tokens = Tokens::new(&*model, &mut cache, &prompt, Options::default()).unwrap();
+        let tokens = tokens.constrained(structure);
+        let tokens = if draft { tokens.speculative(Draft::lookup(2, 4)) } else { tokens };
+        let responses: Vec<_> = Text::new(tokens, &tokenizer).map(Result::unwrap).collect();
+        let text: String = responses.iter().map(|response| response.text.as_str()).collect();
+        assert_eq!(text, "ab ab ab c");
+        assert_eq!(responses.last().unwrap().finish_reason, Some(FinishReason::Stop));
+    }
+}
+
+#[test]
+fn looking_ahead_takes_nothing() {
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
+    let mut structure =
+        Structure::new(&tokenizer, Grammar::Regex("(ab|cd)(ef|g)+h".to_owned()), &[], model.vocab_size())
+            .unwrap();
+    let text = tokenizer.encode("cdgefh", false).unwrap();
+    let mask = |array: Array| array.to_vec::<bool>().unwrap();
+    let wrong = tokenizer.encode("z", false).unwrap();
+    for (at, &token) in text.iter().enumerate() {
+        let ahead = structure.look_ahead(&[&text[at..], &wrong[..]].concat()).unwrap();
+        let now = mask(structure.allowed().unwrap());
+        assert_eq!(structure.look_ahead(&wrong).unwrap().len(), 1);
+        assert!(now[token as usize] && mask(ahead[0].clone()) == now);
+        // The last token ends the text.
+        assert_eq!(ahead.len(), text.len() - at);
+        if structure.push(token).unwrap() == Allowed::More {
+            assert_eq!(mask(structure.allowed().unwrap()), mask(ahead[1].clone()));
+        }
+    }
 }
 
 #[test]
