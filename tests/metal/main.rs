@@ -1,7 +1,9 @@
-//! The runner of Metal shaders (`metal/host`), and the shaders that it runs.
+//! The runner of Metal shaders (`metal/host`): what it catches, what it computes, and MLX's shaders and ours on it.
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod runner;
+mod faults;
+mod language;
+mod mlx;
 mod shaders;

@@ -74,6 +74,10 @@ concept builtin_int = std::is_integral_v<T>;
   template <class A>                                                                         \
   constexpr type& operator op##=(A b) {                                                      \
     return *this = type(*this op b);                                                         \
+  }                                                                                          \
+  template <detail::builtin A>                                                               \
+  friend constexpr A& operator op##=(A& a, type b) {                                         \
+    return a = A(a op b);                                                                    \
   }
 #define MTLHOST_COMPARED(type, op)                                                           \
   friend constexpr bool operator op(type a, type b) { return float(a) op float(b); }         \
@@ -181,7 +185,6 @@ using std::remove_pointer_t;
 using std::remove_reference;
 using std::remove_reference_t;
 using std::true_type;
-using std::void_t;
 template <bool B>
 using bool_constant = std::bool_constant<B>;
 template <class... B>

@@ -3,6 +3,18 @@
 
 namespace metal {
 
+// A value that all threads share; here no more than a value.
+template <class T>
+struct uniform {
+  T value;
+  constexpr uniform(T v) : value(v) {}
+  constexpr operator T() const { return value; }
+};
+template <class T>
+constexpr uniform<T> make_uniform(T v) {
+  return v;
+}
+
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
 constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 

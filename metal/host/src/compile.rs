@@ -11,10 +11,11 @@ use sha2::{Digest, Sha256};
 use crate::ffi::Library;
 use crate::{Error, Result};
 
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
     "-std=c++20",
     "-O1",
     "-g1",
+    "-gdwarf-4",
     "-fPIC",
     "-w",
     "-fno-strict-aliasing",

@@ -285,6 +285,12 @@ impl<'a> Reader<'a> {
                     } else if value || member || (parameters.is_none() && class.is_none()) {
                         at = close;
                     } else if parameters.is_none() {
+                        if !signatures.insert(self.signature(start..at)) {
+                            // A specialization for another address space.
+                            let end = close + 1 + usize::from(self.text(close + 1) == ";");
+                            self.erase(start..end);
+                            return Ok(end);
+                        }
                         if class != Some("enum") {
                             self.scope(at + 1..close)?;
                         }
@@ -355,10 +361,18 @@ impl<'a> Reader<'a> {
         Err(format!("an instantiation without template arguments: {}", self.join(range)))
     }
 
+    /// The code of a range on one line, without address spaces.
     fn join(&self, range: Range<usize>) -> String {
-        let words: Vec<&str> =
-            range.filter(|&i| !SPACES.contains(&self.text(i))).map(|i| self.text(i)).collect();
-        words.join(" ").replace(": :", "::")
+        let mut text = String::new();
+        let mut last = None;
+        for at in range.filter(|&at| !SPACES.contains(&self.text(at))) {
+            if last.is_some_and(|last| last + 1 != self.code[at]) {
+                text.push(' ');
+            }
+            text += self.text(at);
+            last = Some(self.code[at]);
+        }
+        text
     }
 
     /// What tells a function from another but for its address spaces.
