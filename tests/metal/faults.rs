@@ -18,7 +18,7 @@ fn fault(result: Result<Outputs>) -> (Fault, String, Option<String>) {
     }
 }
 
-/// A sum of each row over a threadgroup; `BARRIER` and `SPAN` are filled in.
+/// A sum of each row over a threadgroup; `BARRIER` and `PLACE` are filled in.
 const ROW_SUM: &str = r#"
 [[kernel]] void planted(
     const device float* x [[buffer(0)]],
@@ -27,7 +27,7 @@ const ROW_SUM: &str = r#"
     uint lid [[thread_position_in_threadgroup]],
     uint size [[threads_per_threadgroup]]) {
   threadgroup float partial[64];
-  partial[lid SPAN] = x[row * size + lid];
+  PLACE = x[row * size + lid];
   BARRIER
   if (lid == 0) {
     float total = 0;
@@ -37,9 +37,9 @@ const ROW_SUM: &str = r#"
 }
 "#;
 
-fn row_sum(barrier: &str, span: &str) -> Kernel {
+fn row_sum(barrier: &str, place: &str) -> Kernel {
     let x: Vec<f32> = (0..128).map(|i| i as f32).collect();
-    compile(&ROW_SUM.replace("BARRIER", barrier).replace("SPAN", span)).input(&x).output::<f32>(2)
+    compile(&ROW_SUM.replace("BARRIER", barrier).replace("PLACE", place)).input(&x).output::<f32>(2)
 }
 
 const BARRIER: &str = "threadgroup_barrier(mem_flags::mem_threadgroup);";
@@ -47,12 +47,12 @@ const BARRIER: &str = "threadgroup_barrier(mem_flags::mem_threadgroup);";
 #[test]
 fn a_barrier_orders_threadgroup_memory() {
     let rows = Grid::Groups([2, 1, 1]);
-    let sums = row_sum(BARRIER, "").launch_every_order(rows, [64, 1, 1]).unwrap().read::<f32>(0);
+    let sums = row_sum(BARRIER, "partial[lid]").launch_every_order(rows, [64, 1, 1]).unwrap().read::<f32>(0);
     assert_eq!(sums, [2016.0, 6112.0]);
 
     // Forwards the reader comes before the writers, backwards after them; one is seen as a read of nothing.
     for order in [Order::Forward, Order::Reverse, Order::Random(3)] {
-        let (kind, message, place) = fault(row_sum("", "").order(order).launch(rows, [64, 1, 1]));
+        let (kind, message, place) = fault(row_sum("", "partial[lid]").order(order).launch(rows, [64, 1, 1]));
         let expected = if order == Order::Reverse { Fault::Race } else { kind };
         assert_eq!(kind, expected, "{message}");
         assert!(matches!(kind, Fault::Race | Fault::Uninitialized), "{message}");
@@ -61,21 +61,23 @@ fn a_barrier_orders_threadgroup_memory() {
     }
 
     // A barrier for the other kind of memory orders the threads, not what they wrote.
-    let kernel = row_sum("threadgroup_barrier(mem_flags::mem_device);", "");
+    let kernel = row_sum("threadgroup_barrier(mem_flags::mem_device);", "partial[lid]");
     assert_eq!(fault(kernel.launch(rows, [64, 1, 1])).0, Fault::Race);
     // One of the simdgroup orders half of the threads.
-    let kernel = row_sum("simdgroup_barrier(mem_flags::mem_threadgroup);", "");
+    let kernel = row_sum("simdgroup_barrier(mem_flags::mem_threadgroup);", "partial[lid]");
     assert_eq!(fault(kernel.clone().order(Order::Reverse).launch(rows, [64, 1, 1])).0, Fault::Race);
-    let half = row_sum("simdgroup_barrier(mem_flags::mem_threadgroup);", "");
+    let half = row_sum("simdgroup_barrier(mem_flags::mem_threadgroup);", "partial[lid]");
     half.launch_every_order(Grid::Groups([2, 1, 1]), [32, 1, 1]).unwrap();
 }
 
 #[test]
 fn accesses_stay_inside_threadgroup_arrays() {
-    let (kind, message, place) = fault(row_sum(BARRIER, "+ 1").launch(ONE, [64, 1, 1]));
+    let (kind, message, place) = fault(row_sum(BARRIER, "*(partial + lid + 1)").launch(ONE, [64, 1, 1]));
     assert_eq!(kind, Fault::Bounds);
     assert!(message.contains("byte 256 of threadgroup variable `partial`, which has 256 bytes"), "{message}");
     assert_eq!(place.as_deref(), Some("planted.metal:11"));
+    let (_, message, _) = fault(row_sum(BARRIER, "partial[lid + 1]").launch(ONE, [64, 1, 1]));
+    assert_eq!(message, "index 64 of an array of type 'float [64]'");
 }
 
 #[test]
@@ -111,6 +113,20 @@ fn accesses_stay_inside_buffers() {
 }
 
 #[test]
+fn indices_stay_inside_arrays_of_a_thread() {
+    let run = |n: i32| {
+        let text = "[[kernel]] void planted(device float* y, constant int& n) {\n float a[8] = {0};\n\
+                    for (int i = n; i < 8; i++)\n a[i] = i;\n y[0] = a[7]; }";
+        compile(text).output::<f32>(1).scalar(n).launch(ONE, [1, 1, 1])
+    };
+    assert_eq!(run(0).unwrap().read::<f32>(0), [7.0]);
+    let (kind, message, place) = fault(run(-3));
+    assert_eq!(kind, Fault::Bounds);
+    assert_eq!(message, "index -3 of an array of type 'float [8]'");
+    assert_eq!(place.as_deref(), Some("planted.metal:6"));
+}
+
+#[test]
 fn threadgroups_do_not_share_bytes() {
     let text = |target: &str| {
         format!(
@@ -141,6 +157,23 @@ fn a_race_of_bytes_is_seen_and_neighbouring_bytes_are_none() {
     };
     run("i").unwrap();
     assert_eq!(fault(run("i / 2")).0, Fault::Race);
+}
+
+#[test]
+fn equal_writes_are_races_unless_they_are_allowed() {
+    let text =
+        "[[kernel]] void planted(device int* y, uint i [[thread_position_in_grid]]) {\n y[i / 2] = VALUE;\n}";
+    let run = |value: &str| compile(&text.replace("VALUE", value)).output::<i32>(32);
+    let all = Grid::Threads([64, 1, 1]);
+    assert_eq!(fault(run("i / 2").launch(all, [64, 1, 1])).0, Fault::Race);
+    let equal = run("i / 2").equal_writes().launch_every_order(all, [64, 1, 1]).unwrap();
+    assert_eq!(equal.read::<i32>(0), (0..32).collect::<Vec<_>>());
+    let (kind, message, _) = fault(run("i < 63 ? i / 2 : 77").equal_writes().launch(all, [64, 1, 1]));
+    assert_eq!(kind, Fault::Race);
+    assert!(
+        message.starts_with("buffer 0 byte 124: thread 63 of threadgroup 0 writes another value"),
+        "{message}"
+    );
 }
 
 #[test]

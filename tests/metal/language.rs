@@ -39,7 +39,7 @@ fn half_and_bfloat_round_every_operation_once() {
         -1.0,
         1.5,
         0.1,
-        3.1415,
+        3.25,
         65504.0,
         -65519.0,
         65520.0,
@@ -171,7 +171,7 @@ fn the_library_computes() {
         ("uint(extract_bits(int(W), 28, 4))", |w| (w as i32 >> 28) as u32),
         ("rotate(W, 9u) ^ reverse_bits(W)", |w| w.rotate_left(9) ^ w.reverse_bits()),
         ("mulhi(W, 77777u) + absdiff(W, 5u)", |w| {
-            ((u64::from(w) * 77777 >> 32) as u32).wrapping_add(w.abs_diff(5))
+            (((u64::from(w) * 77777) >> 32) as u32).wrapping_add(w.abs_diff(5))
         }),
         ("addsat(W, 0x80000000u) ^ subsat(W, 77u)", |w| w.saturating_add(1 << 31) ^ w.saturating_sub(77)),
     ];
@@ -292,6 +292,19 @@ fn threadgroup_arguments_have_the_size_that_is_given() {
     );
     let short = kernel.threadgroup_memory(1, 248).launch(one, [32, 1, 1]).unwrap_err().to_string();
     assert!(short.contains("threadgroup argument 1, which has 248 bytes"), "{short}");
+}
+
+#[test]
+fn threadgroup_variables_are_shared_however_they_are_declared() {
+    let text = "struct Pair { float x, y; };\n[[kernel]] void probe(device float* out, uint i [[thread_index_in_threadgroup]]) {\n\
+        threadgroup float a[32] = {0}, b, c[2][32]; threadgroup Pair pairs[4 == 4 ? 32 : 1];\n\
+        threadgroup float* p = a; { threadgroup vec<float, 2> d[32]; d[i] = float2(i, 1); }\n\
+        p[i] = i; if (i == 5) b = 100; c[1][i] = 1000; pairs[i].y = 10000;\n\
+        threadgroup_barrier(mem_flags::mem_threadgroup); uint j = 31 - i;\n\
+        out[i] = a[j] + b + c[1][j] + pairs[j].y; }";
+    let kernel = compile(text, &[]).output::<f32>(32);
+    let out = kernel.launch_every_order(Grid::Groups([1, 1, 1]), [32, 1, 1]).unwrap().read::<f32>(0);
+    assert_eq!(out, (0..32).map(|i| (11131 - i) as f32).collect::<Vec<_>>());
 }
 
 #[test]

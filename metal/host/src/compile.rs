@@ -134,7 +134,7 @@ pub fn library(shader: &str, text: &str, launcher: &str) -> Result<Arc<Library>>
         fs::write(&source, format!("#include \"metal_host.h\"\n{text}\n{launcher}")).map_err(io(&source))?;
         let object = out.with_extension("o");
         let mut command = Command::new(compiler());
-        command.args(FLAGS).arg("-fsanitize=thread").arg("-I").arg(crate_folder().join("include"));
+        command.args(FLAGS).arg("-fsanitize=thread,bounds").arg("-I").arg(crate_folder().join("include"));
         run(shader, command.arg("-c").arg(&source).arg("-o").arg(&object))?;
         let mut link = Command::new(compiler());
         link.arg("-shared");

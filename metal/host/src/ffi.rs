@@ -30,7 +30,8 @@ pub struct LaunchArg {
     pub grid: [u32; 3],
     pub group: [u32; 3],
     pub order: u32,
-    pub divergent_simd: u32,
+    /// 1: lanes may meet at a simdgroup operation without the others; 2: threads may write equal values.
+    pub flags: u32,
     pub seed: u64,
 }
 

@@ -183,6 +183,7 @@ pub struct Kernel {
     constants: Vec<(i32, Vec<u8>)>,
     order: Order,
     divergent_simd: bool,
+    equal_writes: bool,
 }
 
 impl Kernel {
@@ -202,6 +203,7 @@ impl Kernel {
             constants: Vec::new(),
             order: Order::Forward,
             divergent_simd: false,
+            equal_writes: false,
         }
     }
 
@@ -261,6 +263,13 @@ impl Kernel {
         self
     }
 
+    /// Lets several threads write the same value to one place, as kernels do whose last tile overlaps the one before.
+    /// Without it that is a race, as it is in the language.
+    pub fn equal_writes(mut self) -> Self {
+        self.equal_writes = true;
+        self
+    }
+
     /// Runs the kernel over `grid`, in threadgroups of `group` threads.
     pub fn launch(&self, grid: Grid, group: [u32; 3]) -> Result<Outputs> {
         self.check()?;
@@ -310,7 +319,7 @@ impl Kernel {
             grid: threads,
             group,
             order,
-            divergent_simd: u32::from(self.divergent_simd),
+            flags: u32::from(self.divergent_simd) | u32::from(self.equal_writes) << 1,
             seed,
         };
         self.library.launch(&self.name, &self.constants, &buffers, &threadgroup, arg)?;

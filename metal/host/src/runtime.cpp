@@ -37,9 +37,10 @@ struct Launch {
   uint32_t grid[3];   // threads
   uint32_t group[3];  // threads per threadgroup
   uint32_t order;     // 0 forward, 1 reverse, 2 random
-  uint32_t divergent_simd;
+  uint32_t flags;     // of the following
   uint64_t seed;
 };
+constexpr uint32_t kDivergentSimd = 1, kEqualWrites = 2;
 enum Kind : uint32_t { kOk, kBounds, kRace, kDivergence, kUninitialized, kWild, kLimit, kOther };
 struct Report {
   uint32_t kind;
@@ -151,6 +152,16 @@ struct Machine {
   Report* report;
   bool failed;
   uint64_t accesses;
+  // A write that may only put what is there already.
+  struct {
+    uint64_t bytes;  // zero if there is none
+    const uint8_t* address;
+    uint8_t old[16];
+    Slot* slot;
+    Access other;
+    uint64_t at;
+    const void* pc;
+  } pending;
 };
 Machine m;
 
@@ -213,7 +224,7 @@ bool ordered(const Access& a, bool threadgroup) {
   return a.thread / kLanes == mine && a.simd_epoch < m.simd_epoch[mine][threadgroup];
 }
 
-void race(const Slot& s, const Access& a, bool was_write, uint64_t at, const char* what, const void* pc) {
+void report_race(const Slot& s, const Access& a, bool was_write, uint64_t at, const char* what, const void* pc) {
   char where[128];
   describe(s, where, sizeof where);
   uint32_t group = a.group - 1;
@@ -221,7 +232,14 @@ void race(const Slot& s, const Access& a, bool was_write, uint64_t at, const cha
          "%s byte %llu: thread %u of threadgroup %u %s, thread %u of threadgroup %u %s, with no barrier between them",
          where, (unsigned long long)at, m.current->ids.thread_index_in_threadgroup, m.group, what, unsigned(a.thread),
          group, was_write ? (a.atomic ? "wrote atomically" : "wrote") : (a.atomic ? "read atomically" : "read"));
-  stop();
+}
+
+// Compares what the last write put with what was there, now that it is done.
+void settle() {
+  auto& p = m.pending;
+  if (p.bytes && memcmp(p.address, p.old, p.bytes) != 0)
+    report_race(*p.slot, p.other, true, p.at, "writes another value", p.pc);
+  p.bytes = 0;
 }
 
 // Keeps two readers that differ as much as they can: in threadgroup, then simdgroup, then thread.
@@ -240,6 +258,10 @@ void remember_reader(Cell& c, const Access& now, bool threadgroup) {
 
 void check(const void* p, uint64_t bytes, bool write, bool read, bool atomic, const void* pc) {
   if (!m.current) return;
+  if (m.pending.bytes) {
+    settle();
+    if (m.failed) stop();
+  }
   uintptr_t address = uintptr_t(p);
   Slot* s = slot_of(address);
   if (!s) {
@@ -287,10 +309,23 @@ void check(const void* p, uint64_t bytes, bool write, bool read, bool atomic, co
       stop();
     }
     const char* what = atomic ? "updates it atomically" : write ? "writes" : "reads";
-    if (conflicts(c.write)) race(*s, c.write, true, at + i, what, pc);
+    if (conflicts(c.write)) {
+      if ((m.launch.flags & kEqualWrites) && write && !atomic && !c.write.atomic && bytes <= 16) {
+        if (!m.pending.bytes) {
+          m.pending = {bytes, s->start + at, {}, s, c.write, at + i, pc};
+          memcpy(m.pending.old, s->start + at, bytes);
+        }
+      } else {
+        report_race(*s, c.write, true, at + i, what, pc);
+        stop();
+      }
+    }
     if (write) {
       for (const Access& r : c.read)
-        if (conflicts(r)) race(*s, r, false, at + i, what, pc);
+        if (conflicts(r)) {
+          report_race(*s, r, false, at + i, what, pc);
+          stop();
+        }
       c.write = now;
     } else {
       remember_reader(c, now, tg);
@@ -325,6 +360,7 @@ void prepare(Fiber& f, size_t i) {
 void resume(Fiber& f) {
   m.current = &f;
   mtlhost_switch(&m.scheduler, f.stack_pointer);
+  settle();
   m.current = nullptr;
 }
 
@@ -469,7 +505,7 @@ void run_group() {
     }
     if (stuck) {
       bool moved = false;
-      if (m.launch.divergent_simd)
+      if (m.launch.flags & kDivergentSimd)
         for (uint32_t g = 0; g < m.simdgroups; g++) moved |= resolve_simdgroup(g, true);
       if (moved) continue;
       uint32_t first = (stuck - m.fibers) / kLanes * kLanes, last = std::min(first + kLanes, m.threads);
@@ -675,6 +711,7 @@ void mtlhost_launch(const Launch* l, Report* out) {
   memset(out, 0, sizeof *out);
   m.report = out;
   m.failed = false;
+  m.pending.bytes = 0;
   m.current = nullptr;
   m.launch = *l;
   m.random.seed(l->seed);
@@ -723,6 +760,23 @@ ACCESSES(2)
 ACCESSES(4)
 ACCESSES(8)
 ACCESSES(16)
+// An index outside of an array whose length the compiler knows, in whatever memory: of `-fsanitize=bounds`.
+struct ArrayType {
+  uint16_t kind, info;
+  char name[1];
+};
+struct OutOfBounds {
+  const char* file;
+  uint32_t line, column;
+  const ArrayType *array, *index;
+};
+void __ubsan_handle_out_of_bounds(OutOfBounds* data, uintptr_t index) {
+  if (!m.current) return;
+  report(kBounds, __builtin_return_address(0), 0, "index %lld of an array of type %s", (long long)index,
+         data->array->name);
+  stop();
+}
+
 void __tsan_read_range(void* p, size_t n) { check(p, n, false, true, false, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, size_t n) { check(p, n, true, false, false, __builtin_return_address(0)); }
 

@@ -488,22 +488,30 @@ impl<'a> Reader<'a> {
     }
 
     fn threadgroup_variable(&mut self, start: usize) -> Result<(), String> {
-        // Declarators, split at the commas outside of brackets and template lists.
+        // Declarators, split at the commas outside of brackets and template lists; what `=` begins is left out, as
+        // threadgroup memory is not initialized.
         let mut ends = Vec::new();
+        let mut starts = Vec::new();
+        let mut value = None;
         let mut at = start + 1;
         loop {
             match self.text(at) {
-                "*" | "&" | "=" | "" => return Ok(()),
+                "*" | "&" | "" if value.is_none() => return Ok(()),
                 "(" | "[" | "{" => at = self.closing(at)?,
-                "<" => at = self.closing_angle(at)?,
-                "," => ends.push(at),
-                ";" => break,
+                "<" if value.is_none() => at = self.closing_angle(at)?,
+                "=" => value = value.or(Some(at)),
+                "," | ";" => {
+                    ends.push(value.take().unwrap_or(at));
+                    starts.push(at + 1);
+                    if self.text(at) == ";" {
+                        break;
+                    }
+                }
                 _ => {}
             }
             at += 1;
         }
         let end = at;
-        ends.push(end);
         let name_before = |end: usize, from: usize| {
             let mut i = from;
             while i + 1 < end && self.text(i + 1) != "[" {
@@ -519,7 +527,7 @@ impl<'a> Reader<'a> {
         let ty = self.join(start + 1..first);
         let mut text = String::new();
         let mut from = first;
-        for declarator in ends {
+        for (declarator, next) in ends.into_iter().zip(starts) {
             let name = self.text(from);
             let dimensions = self.join(from + 1..declarator);
             text += &format!(
@@ -527,7 +535,7 @@ impl<'a> Reader<'a> {
                  auto& {name} = *({name}_mtlhost_type*)mtlhost_threadgroup(&{name}_mtlhost_site, \"{name}\", \
                  sizeof({name}_mtlhost_type), alignof({name}_mtlhost_type));"
             );
-            from = declarator + 1;
+            from = next;
         }
         self.erase(start..end + 1);
         self.out[self.code[start]] = text;
