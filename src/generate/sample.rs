@@ -2,7 +2,7 @@
 
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
-use crate::{ops, random};
+use crate::{kernels, ops, random};
 
 /// How a token is chosen. The filters work in the order of the fields, on log probabilities; the
 /// temperature comes after them. Order and meaning are those of mlx-lm.
@@ -97,7 +97,7 @@ impl Sampler {
         }
         let scale = 1.0 / f64::from(self.sampling.temperature);
         let kept = (self.filter(logprobs)? * scale)?;
-        random::categorical(&kept, -1, Some(&self.next_key()?))
+        kernels::categorical(&kept, &self.next_key()?)
     }
 
     /// What the filters leave of `logprobs`, `[batch, vocabulary]`: dropped tokens are at minus infinity.
@@ -106,7 +106,7 @@ impl Sampler {
         let mut kept = logprobs.clone();
         let Sampling { top_p, min_p, min_tokens_to_keep, xtc_probability, top_k, .. } = self.sampling;
         if 0.0 < top_p && top_p < 1.0 {
-            kept = keep_top_p(&kept, top_p)?;
+            kept = kernels::keep_top_p(&kept, top_p)?;
         }
         if min_p > 0.0 && min_tokens_to_keep < vocabulary {
             kept = keep_min_p(&kept, min_p, min_tokens_to_keep)?;
@@ -115,7 +115,7 @@ impl Sampler {
             kept = self.exclude_top(&kept)?;
         }
         if 0 < top_k && top_k < vocabulary {
-            kept = keep_top_k(&kept, top_k)?;
+            kept = kernels::keep_top_k(&kept, top_k)?;
         }
         Ok(kept)
     }
@@ -148,19 +148,6 @@ impl Sampler {
     }
 }
 
-/// Nucleus sampling (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020): drops what
-/// comes after more likely tokens that make up `top_p` already.
-fn keep_top_p(logprobs: &Array, top_p: f32) -> Result<Array> {
-    let sorted = ops::sort(logprobs, -1)?;
-    let probs = ops::exp(&ops::astype(&sorted, Dtype::Float32)?)?;
-    let above = ops::cumsum(&probs, -1, true, false)?;
-    let total = ops::sum(&probs, -1, true)?;
-    let dropped = ops::greater_equal(&above, (total * f64::from(top_p))?)?;
-    let dropped = ops::sum(&ops::astype(&dropped, Dtype::Int32)?, -1, true)?;
-    let threshold = ops::take_along_axis(&sorted, &dropped, -1)?;
-    ops::where_(&ops::less(logprobs, &threshold)?, f32::NEG_INFINITY, logprobs)
-}
-
 fn keep_min_p(logprobs: &Array, min_p: f32, least: i32) -> Result<Array> {
     let threshold = (ops::max(logprobs, -1, true)? + f64::from(min_p).ln())?;
     let mut dropped = ops::less(logprobs, &threshold)?;
@@ -170,11 +157,4 @@ fn keep_min_p(logprobs: &Array, min_p: f32, least: i32) -> Result<Array> {
         dropped = ops::put_along_axis(&dropped, &top, &ops::zeros(&[1, 1], Dtype::Bool)?, -1)?;
     }
     ops::where_(&dropped, f32::NEG_INFINITY, logprobs)
-}
-
-fn keep_top_k(logprobs: &Array, top_k: i32) -> Result<Array> {
-    let order = ops::argpartition(&(-logprobs)?, top_k - 1, -1)?;
-    let rest = ops::split(&order, [top_k], -1)?.swap_remove(1);
-    let none = ops::full(&[1], f32::NEG_INFINITY, logprobs.dtype())?;
-    ops::put_along_axis(logprobs, &rest, &none, -1)
 }

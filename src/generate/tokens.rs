@@ -12,6 +12,7 @@ use super::{Draft, Penalizer, Penalties, Sampler, Sampling};
 use crate::array::{Array, Dtype};
 use crate::cache::{Cache, LayerCache, Snapshot};
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::models::{LanguageModel, check_tokens};
 use crate::ops::Quantization;
 use crate::{memory, ops, transforms};
@@ -104,8 +105,7 @@ impl Token {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let order = ops::argsort(&(-&self.logprobs)?, 0)?;
-        let ids = ops::astype(&ops::slice(&order, &[0], &[count], &[1])?, Dtype::Int32)?;
+        let ids = ops::astype(&kernels::top(&self.logprobs, count)?, Dtype::Int32)?;
         let logprobs = ops::astype(&ops::take(&self.logprobs, &ids, 0)?, Dtype::Float32)?;
         Ok(ids.to_vec()?.into_iter().zip(logprobs.to_vec()?).collect())
     }

@@ -48,8 +48,6 @@ reductions! {
     any(keepdims: bool) => mlx_any mlx_any_axis mlx_any_axes;
     /// How many are non-zero.
     count_nonzero(keepdims: bool) => mlx_count_nonzero mlx_count_nonzero_axis mlx_count_nonzero_axes;
-    /// `ln(sum(e^a))` without overflow, in floating point.
-    logsumexp(keepdims: bool) => mlx_logsumexp mlx_logsumexp_axis mlx_logsumexp_axes;
     /// The variance, in floating point: the sum of squared deviations over `n - ddof`.
     var(keepdims: bool, ddof: i32) => mlx_var mlx_var_axis mlx_var_axes;
     /// The standard deviation: the square root of [`var`].
@@ -60,7 +58,7 @@ reductions! {
 /// precision in `float32`.
 pub fn softmax<'a>(a: &Array, axes: impl Into<Axes<'a>>, precise: bool) -> Result<Array> {
     let axes = axes.into();
-    if matches!(axes, Axes::One(axis) if axis == -1 || axis == a.ndim() as i32 - 1)
+    if matches!(axes, Axes::One(axis) if is_last(axis, a))
         && let Some(y) = kernels::softmax(a)
     {
         return y;
@@ -90,8 +88,35 @@ macro_rules! positions {
 }
 
 positions! {
-    /// Where the largest is along `axis`, or in the flattened array, as `uint32`: the first of equals.
-    argmax => mlx_argmax mlx_argmax_axis;
     /// Where the smallest is along `axis`, or in the flattened array, as `uint32`: the first of equals.
     argmin => mlx_argmin mlx_argmin_axis;
+}
+
+/// Where the largest is along `axis`, or in the flattened array, as `uint32`: the first of equals. A NaN is
+/// passed over, unless it comes first: then it is the answer.
+pub fn argmax(a: &Array, axis: impl Into<Option<i32>>, keepdims: bool) -> Result<Array> {
+    match axis.into() {
+        None => {
+            // MLX would count the axes of a scalar down from zero.
+            let keepdims = keepdims && a.ndim() > 0;
+            op!(mlx_argmax(a, keepdims))
+        }
+        Some(axis) if is_last(axis, a) => kernels::argmax(a, keepdims),
+        Some(axis) => op!(mlx_argmax_axis(a, axis, keepdims)),
+    }
+}
+
+/// `ln(sum(e^a))` without overflow, in floating point.
+pub fn logsumexp<'a>(a: &Array, axes: impl Into<Axes<'a>>, keepdims: bool) -> Result<Array> {
+    let a = &plain(a)?;
+    match axes.into() {
+        Axes::All => op!(mlx_logsumexp(a, keepdims)),
+        Axes::One(axis) if is_last(axis, a) => kernels::logsumexp(a, keepdims),
+        Axes::One(axis) => op!(mlx_logsumexp_axis(a, axis, keepdims)),
+        Axes::Many(axes) => op!(mlx_logsumexp_axes(a, [axes], keepdims)),
+    }
+}
+
+fn is_last(axis: i32, a: &Array) -> bool {
+    axis == -1 || axis == a.ndim() as i32 - 1
 }

@@ -10,6 +10,7 @@ mod matmul;
 mod quantized_matmul;
 mod recurrence;
 mod rows;
+mod select;
 mod selective_scan;
 
 use half::{bf16, f16};
