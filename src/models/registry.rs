@@ -137,6 +137,7 @@ models! {
     "phimoe" => lm::phimoe;
     "phixtral" | "phi-msft" => lm::phixtral;
     "plamo" => lm::plamo;
+    "plamo2" => lm::plamo2;
     "plamo3" => lm::plamo3;
     "qwen" => lm::qwen;
     "qwen2" | "qwen3" => lm::qwen3;

@@ -66,23 +66,69 @@ impl GroupedRmsNorm {
     }
 }
 
+/// The recurrence of the heads of Mamba-2, each with a rate of decay, a bias of its time steps, and a part
+/// of the input that goes by.
+#[derive(Debug)]
+pub struct StateHeads {
+    dt_bias: Array,
+    a_log: Array,
+    d: Array,
+    /// The least and the greatest time step.
+    pub time_step: [f32; 2],
+}
+
+parameters!(StateHeads { dt_bias, a_log: "A_log", d: "D" });
+
+impl StateHeads {
+    /// Reads the weights of so many heads, without limits of the time steps.
+    pub fn new(w: &Weights, heads: i32) -> Result<Self> {
+        Ok(Self {
+            dt_bias: w.get_shaped("dt_bias", &[heads])?,
+            a_log: w.get_shaped("A_log", &[heads])?,
+            d: w.get_shaped("D", &[heads])?,
+            time_step: [0.0, f32::INFINITY],
+        })
+    }
+
+    /// From `values`, `[batch, length, heads, head_dim]`, time steps before their bias, `[batch, length,
+    /// heads]`, and the `keys` and `queries` that states are written and read with, `[batch, length, groups,
+    /// state]`, to `[batch, length, heads * head_dim]` in `float32`, continuing state number 1 of the cache.
+    pub fn forward(
+        &self,
+        values: &Array,
+        dt: &Array,
+        [keys, queries]: [&Array; 2],
+        cache: &mut LayerCache,
+    ) -> Result<Array> {
+        let dt = ops::astype(dt, Dtype::Float32)?;
+        let dt = ops::clip(&softplus(&(dt + &self.dt_bias)?)?, self.time_step[0]..=self.time_step[1])?;
+        let dt = unpadded(&dt, cache)?;
+        let rate = ops::negative(&ops::exp(&ops::astype(&self.a_log, Dtype::Float32)?)?)?;
+        let steps = (values * ops::expand_dims(&dt, -1)?)?;
+        let log_decay = (dt * rate)?;
+        let state = cache.state(1);
+        let (out, next) =
+            linear_attention(&Sequence { queries, keys, values: &steps, log_decay: &log_decay, state })?;
+        cache.set_state(1, next)?;
+        cache.advance(values.dim(1)?);
+        ops::flatten(&(out + (values * ops::expand_dims(&self.d, -1)?)?)?, -2, -1)
+    }
+}
+
 /// The state-space layer of Mamba-2 (Dao and Gu, "Transformers are SSMs", 2024): a convolution, a
 /// recurrence, a gate and a norm.
 #[derive(Debug)]
 pub struct Mamba2 {
     in_proj: Linear,
     conv1d: CausalConv,
-    dt_bias: Array,
-    a_log: Array,
-    d: Array,
+    heads: StateHeads,
     norm: Option<GroupedRmsNorm>,
     out_proj: Linear,
     sizes: Mamba2Sizes,
-    time_step: [f32; 2],
     norm_before_gate: bool,
 }
 
-parameters!(Mamba2 { in_proj, conv1d, dt_bias, a_log: "A_log", d: "D", norm, out_proj });
+parameters!(Mamba2 { in_proj, conv1d, heads: "", norm, out_proj });
 
 impl Mamba2 {
     /// Reads the weights of a layer with `dims` features. The norm, where the checkpoint has one, is of
@@ -96,20 +142,18 @@ impl Mamba2 {
         Ok(Self {
             in_proj: w.linear("in_proj", dims, width + conv + sizes.heads)?,
             conv1d: w.causal_conv("conv1d", conv, sizes.kernel)?,
-            dt_bias: w.get_shaped("dt_bias", &[sizes.heads])?,
-            a_log: w.get_shaped("A_log", &[sizes.heads])?,
-            d: w.get_shaped("D", &[sizes.heads])?,
+            heads: StateHeads::new(w, sizes.heads)?,
             norm: norm_weight.transpose()?.map(norm),
             out_proj: w.linear("out_proj", width, dims)?,
             sizes,
-            time_step: [0.0, f32::INFINITY],
             norm_before_gate: false,
         })
     }
 
     /// With time steps from the first to the second of these.
     pub fn with_time_step(self, limits: Option<[f32; 2]>) -> Self {
-        Self { time_step: limits.unwrap_or(self.time_step), ..self }
+        let time_step = limits.unwrap_or(self.heads.time_step);
+        Self { heads: StateHeads { time_step, ..self.heads }, ..self }
     }
 
     /// With the norm before or after the gate.
@@ -139,22 +183,8 @@ impl Mixer for Mamba2 {
         let values = by_head(0..width, heads, head_dim)?;
         let keys = by_head(width..width + shared, groups, state)?;
         let queries = by_head(width + shared..width + 2 * shared, groups, state)?;
-        let dt = ops::astype(&part(&projected, conv_end..conv_end + heads)?, Dtype::Float32)?;
-        let dt = ops::clip(&softplus(&(dt + &self.dt_bias)?)?, self.time_step[0]..=self.time_step[1])?;
-        let dt = unpadded(&dt, cache)?;
-        let rate = ops::negative(&ops::exp(&ops::astype(&self.a_log, Dtype::Float32)?)?)?;
-        let steps = (&values * ops::expand_dims(&dt, -1)?)?;
-        let log_decay = (dt * rate)?;
-        let (out, next) = linear_attention(&Sequence {
-            queries: &queries,
-            keys: &keys,
-            values: &steps,
-            log_decay: &log_decay,
-            state: cache.state(1),
-        })?;
-        cache.set_state(1, next)?;
-        cache.advance(x.dim(1)?);
-        let out = ops::flatten(&(out + (values * ops::expand_dims(&self.d, -1)?)?)?, -2, -1)?;
+        let dt = part(&projected, conv_end..conv_end + heads)?;
+        let out = self.heads.forward(&values, &dt, [&keys, &queries], cache)?;
         let out = self.gated(&out, &part(&projected, 0..width)?)?;
         self.out_proj.forward(&ops::astype(&out, x.dtype())?)
     }

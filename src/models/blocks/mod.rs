@@ -39,7 +39,7 @@ pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
 pub use lightning_attention::LightningAttention;
 pub use linear_attention::{Sequence, gated_delta, gated_norm, linear_attention, log_decay, unit_length};
 pub use mamba::{Mamba, MambaSizes, TimeStepRank};
-pub use mamba2::{GroupedRmsNorm, Mamba2, Mamba2Sizes};
+pub use mamba2::{GroupedRmsNorm, Mamba2, Mamba2Sizes, StateHeads};
 pub use mlp::{Mlp, MlpNames, MlpType, PlainMlp};
 pub use moe::{Moe, MoeNames};
 pub use per_layer::PerLayer;

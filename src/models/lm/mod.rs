@@ -79,6 +79,7 @@ pub mod phi3;
 pub mod phimoe;
 pub mod phixtral;
 pub mod plamo;
+pub mod plamo2;
 pub mod plamo3;
 pub mod qwen;
 pub mod qwen3;

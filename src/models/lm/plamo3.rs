@@ -102,22 +102,40 @@ impl OffsetNorm {
     }
 }
 
-/// One layer.
+/// A layer with norms on both sides of each branch.
 #[derive(Debug)]
-pub struct Block {
-    mixer: Attention,
+pub struct Block<M> {
+    mixer: M,
     mlp: Mlp,
     pre_mixer_norm: OffsetNorm,
     post_mixer_norm: OffsetNorm,
     pre_mlp_norm: OffsetNorm,
     post_mlp_norm: OffsetNorm,
-    /// How many positions the memory has.
+    /// How many positions the memory has, where this is not the mixer's window.
     window: Option<i32>,
 }
 
-parameters!(Block { mixer, mlp, pre_mixer_norm, post_mixer_norm, pre_mlp_norm, post_mlp_norm });
+parameters!(<M: Mixer> Block<M> { mixer, mlp, pre_mixer_norm, post_mixer_norm, pre_mlp_norm, post_mlp_norm });
 
-impl DecoderLayer for Block {
+impl<M: Mixer> Block<M> {
+    /// Reads a layer of `dims` features with `hidden` between the projections of its feed-forward layer.
+    pub fn new(w: &Weights, mixer: M, [dims, hidden]: [i32; 2], eps: f32) -> Result<Self> {
+        let norm = |name: &str, offset: f32| -> Result<OffsetNorm> {
+            Ok(OffsetNorm { weight: w.pp(name).get_shaped("weight", &[dims])?, offset, eps })
+        };
+        Ok(Self {
+            mixer,
+            mlp: Mlp::fused(&w.pp("mlp"), dims, hidden, Activation::Silu)?,
+            pre_mixer_norm: norm("pre_mixer_norm", 1.0)?,
+            post_mixer_norm: norm("post_mixer_norm", 0.2)?,
+            pre_mlp_norm: norm("pre_mlp_norm", 1.0)?,
+            post_mlp_norm: norm("post_mlp_norm", 5f32.powf(-1.5))?,
+            window: None,
+        })
+    }
+}
+
+impl<M: Mixer> DecoderLayer for Block<M> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         let normed = self.pre_mixer_norm.forward(x)?;
         let mixed = stage("mixer", || self.mixer.forward(&normed, masks, cache))?;
@@ -128,12 +146,12 @@ impl DecoderLayer for Block {
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
-        Some(LayerCache::window(self.window))
+        self.window.map_or_else(|| self.mixer.make_cache(), |_| Some(LayerCache::window(self.window)))
     }
 }
 
 /// The model.
-pub type Model = Decoder<Block>;
+pub type Model = Decoder<Block<Attention>>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
@@ -143,29 +161,19 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let norm = |name: &str| w.shifted_norm(name, dims, eps);
     let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
     Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, |i, w| {
-        let norm = |name: &str, offset: f32| -> Result<OffsetNorm> {
-            Ok(OffsetNorm { weight: w.pp(name).get_shaped("weight", &[dims])?, offset, eps })
-        };
         let at = w.pp("mixer");
         let theta = if args.sees_all(i) { args.rope_theta } else { args.rope_local_theta };
         let window = Some(args.window()).filter(|_| !args.sees_all(i));
         let sizes = [args.num_attention_heads, args.num_key_value_heads, head_dim];
         let attention = AttentionNames::fused("qkv_proj", "o_proj");
-        Ok(Block {
-            mixer: Attention {
-                q_norm: Some(at.shifted_norm("q_norm", head_dim, eps)?),
-                k_norm: Some(at.shifted_norm("k_norm", head_dim, eps)?),
-                rope: Some(Rope::new(head_dim, &RopeConfig::default(), theta)?),
-                // Positions that come together see one more than the memory keeps.
-                window: window.map(|window| window.saturating_add(1)),
-                ..Attention::fused(&at, attention, Qkv::Joined, dims, sizes)?
-            },
-            mlp: Mlp::fused(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?,
-            pre_mixer_norm: norm("pre_mixer_norm", 1.0)?,
-            post_mixer_norm: norm("post_mixer_norm", 0.2)?,
-            pre_mlp_norm: norm("pre_mlp_norm", 1.0)?,
-            post_mlp_norm: norm("post_mlp_norm", 5f32.powf(-1.5))?,
-            window,
-        })
+        let mixer = Attention {
+            q_norm: Some(at.shifted_norm("q_norm", head_dim, eps)?),
+            k_norm: Some(at.shifted_norm("k_norm", head_dim, eps)?),
+            rope: Some(Rope::new(head_dim, &RopeConfig::default(), theta)?),
+            // Positions that come together see one more than the memory keeps.
+            window: window.map(|window| window.saturating_add(1)),
+            ..Attention::fused(&at, attention, Qkv::Joined, dims, sizes)?
+        };
+        Ok(Block { window, ..Block::new(w, mixer, [dims, args.intermediate_size], eps)? })
     })
 }
