@@ -144,6 +144,17 @@ pub enum Rule {
         /// Along which axis; negative axes count from the last.
         axis: i32,
     },
+    /// The parameter `g` of a gate between a residual and a branch, which does not depend on the token,
+    /// becomes the factors of both: `beta = sigmoid(g / temperature)` of the branch, and of the residual
+    /// `alpha = sqrt(max(1 - beta^2, 0.001))` (Muse Spark). Backwards it is exact but for rounding.
+    ResidualGate {
+        /// The keys.
+        from: String,
+        /// The names of `alpha` and `beta`.
+        to: [String; 2],
+        /// Not 0.
+        temperature: f32,
+    },
     /// A quantized matrix that another program has stored in parts. It applies where all parts are.
     /// Backwards it is not defined: the parts are left out.
     Decode {
@@ -241,6 +252,11 @@ impl Rules {
         self.and(Rule::Deal { from: from.into(), to, axis })
     }
 
+    /// And [`Rule::ResidualGate`].
+    pub fn residual_gate(self, from: &str, to: [String; 2], temperature: f32) -> Self {
+        self.and(Rule::ResidualGate { from: from.into(), to, temperature })
+    }
+
     /// And [`Rule::Decode`].
     pub fn decode(self, from: &[&str], to: &[&str], encoding: Encoding) -> Self {
         let [from, to] = [from, to].map(|names| names.iter().map(|&name| name.into()).collect());
@@ -263,6 +279,10 @@ impl Rules {
                     put(to);
                 }
                 Rule::Split { from, to, .. } | Rule::Deal { from, to, .. } => {
+                    put(from);
+                    to.iter_mut().for_each(put);
+                }
+                Rule::ResidualGate { from, to, .. } => {
                     put(from);
                     to.iter_mut().for_each(put);
                 }
@@ -364,6 +384,9 @@ impl Plan {
             Rule::Deal { from, to, axis } => {
                 let parts = i32::try_from(to.len()).unwrap_or(0);
                 (Transform::Deal { axis: *axis, parts }, self.places(from, to))
+            }
+            Rule::ResidualGate { from, to, temperature } => {
+                (Transform::ResidualGate { temperature: *temperature }, self.places(from, to))
             }
             Rule::Decode { from, to, encoding } => {
                 (Transform::Decode { encoding: *encoding }, self.in_parts(from, to))

@@ -39,6 +39,8 @@ pub(super) enum Transform {
     View { dtype: Dtype },
     /// One tensor whose slices along an axis belong to so many in turn.
     Deal { axis: i32, parts: i32 },
+    /// The factors that a gate's parameter stands for.
+    ResidualGate { temperature: f32 },
     /// A quantized matrix in its parts, as MLX has it.
     Decode { encoding: Encoding },
 }
@@ -59,10 +61,16 @@ impl Transform {
             return Err(Error::Dtype { op: OP, expected: *dtype, found: *other });
         }
         let out = match self {
-            Transform::Add { .. } | Transform::Scale { .. } | Transform::Normalize { .. }
+            Transform::Add { .. }
+            | Transform::Scale { .. }
+            | Transform::Normalize { .. }
+            | Transform::ResidualGate { .. }
                 if !dtype.is_floating() =>
             {
                 return fail(format!("only floating point is added to and normalised, not {dtype}"));
+            }
+            Transform::ResidualGate { .. } => {
+                return Ok(vec![(shape.clone(), Dtype::Float32); 2]);
             }
             Transform::Normalize { axis } => {
                 *axis = positive_axis(*axis, shape.len())?;
@@ -176,6 +184,14 @@ impl Transform {
                 };
                 return (0..*parts).map(part).collect();
             }
+            Transform::ResidualGate { temperature } => {
+                let gate = (ops::astype(first, Dtype::Float32)? / *temperature)?;
+                let beta = ops::sigmoid(&gate)?;
+                // 1 - beta^2, without loss where beta is almost 1.
+                let rest = (ops::sigmoid(&ops::negative(&gate)?)? * (&beta + 1.0)?)?;
+                let alpha = ops::sqrt(&ops::maximum(&rest, 1e-3)?)?;
+                return Ok(vec![alpha, beta]);
+            }
             Transform::Decode { encoding } => return encoding.decode(inputs),
         }])
     }
@@ -210,6 +226,11 @@ impl Transform {
                 let dealt = ops::stack(outputs, *axis + 1)?;
                 ops::reshape(&dealt, shape)?
             }
+            Transform::ResidualGate { temperature } => {
+                let beta = &outputs[1];
+                let gate = (ops::log(&(beta / ops::subtract(1.0, beta)?)?)? * *temperature)?;
+                ops::astype(&gate, *dtype)?
+            }
             Transform::Decode { .. } => return Ok(Vec::new()),
         }])
     }
@@ -231,6 +252,7 @@ impl fmt::Display for Transform {
             Transform::Cast { dtype } => write!(f, "cast to {dtype}"),
             Transform::View { dtype } => write!(f, "view as {dtype}"),
             Transform::Deal { axis, parts } => write!(f, "deal to {parts} along {axis}"),
+            Transform::ResidualGate { temperature } => write!(f, "gate at temperature {temperature}"),
             Transform::Decode { encoding } => write!(f, "decode {encoding}"),
         }
     }

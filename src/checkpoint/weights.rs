@@ -36,6 +36,8 @@ struct Root {
     absent: RefCell<BTreeSet<String>>,
     /// The matrices that were read, and how they are quantized.
     matrices: RefCell<BTreeMap<String, Option<Quantization>>>,
+    /// Matrices whose inputs are rotated, and in blocks of what size.
+    rotations: RefCell<BTreeMap<String, i32>>,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,8 @@ impl Weights {
 
     fn new(source: Source, map: WeightMap, quantization: Option<QuantizationConfig>) -> Self {
         let (computed, taken, absent) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
-        let root = Root { source, map, quantization, computed, taken, absent, matrices: RefCell::default() };
+        let (matrices, rotations) = <(RefCell<_>, RefCell<_>)>::default();
+        let root = Root { source, map, quantization, computed, taken, absent, matrices, rotations };
         Self { root: Rc::new(root), path: String::new() }
     }
 
@@ -158,6 +161,17 @@ impl Weights {
     /// what can be quantized; norms, convolutions and the like are not among them.
     pub fn matrices(&self) -> BTreeMap<String, Option<Quantization>> {
         self.root.matrices.borrow().clone()
+    }
+
+    /// Says which matrices, by their full paths, have a rotation of blocks of so many columns folded in: with
+    /// them [`Weight`](crate::nn::Weight) reads the `signs` beside them.
+    pub fn rotate(&self, blocks: BTreeMap<String, i32>) {
+        *self.root.rotations.borrow_mut() = blocks;
+    }
+
+    /// Of how many columns the blocks of the rotation are that the matrix at this path has, if it has one.
+    pub fn rotation(&self) -> Option<i32> {
+        self.root.rotations.borrow().get(&self.path).copied()
     }
 
     /// Remembers that a matrix was read here.

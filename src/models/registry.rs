@@ -71,6 +71,7 @@ models! {
     "deepseek_v2" => lm::deepseek_v2;
     "deepseek_v3" | "glm4_moe_lite" | "joyai_llm_flash" | "kimi_k2" => lm::deepseek_v3;
     "deepseek_v32" | "glm_moe_dsa" => lm::deepseek_v32;
+    "deepseek_v41" | "deepseek_v41_text" => lm::deepseek_v41;
     "ernie4_5_moe" => lm::ernie4_5_moe;
     "exaone" => lm::exaone;
     "exaone4" => lm::exaone4;
@@ -123,6 +124,7 @@ models! {
     "mistral4" => lm::mistral4;
     "mixtral" => lm::mixtral;
     "muse_glimmer" | "muse_glimmer_text" => lm::muse_glimmer;
+    "muse_spark" => lm::muse_spark;
     "nanbeige" => lm::nanbeige;
     "nanochat" => lm::nanochat;
     "nemotron" => lm::nemotron;
@@ -134,11 +136,13 @@ models! {
     "openelm" => lm::openelm;
     "phi" => lm::phi;
     "phi3" => lm::phi3;
+    "phi3small" => lm::phi3small;
     "phimoe" => lm::phimoe;
     "phixtral" | "phi-msft" => lm::phixtral;
     "plamo" => lm::plamo;
     "plamo2" => lm::plamo2;
     "plamo3" => lm::plamo3;
+    "prism_hadamard_qwen35" => lm::prism_hadamard_qwen35;
     "qwen" => lm::qwen;
     "qwen2" | "qwen3" => lm::qwen3;
     "qwen3_5" | "qwen3_5_moe" | "qwen3_5_moe_text" | "qwen3_5_text" => lm::qwen3_5;

@@ -10,6 +10,7 @@ pub mod losses;
 mod module;
 mod norm;
 mod rope;
+mod rotation;
 mod switch;
 mod weight;
 
@@ -17,5 +18,6 @@ pub use linear::{Embedding, Linear};
 pub use module::{Module, join};
 pub use norm::{LayerNorm, Norm, RmsNorm};
 pub use rope::{QueryGrowth, Rope, RopeConfig, RopeScaling};
+pub use rotation::Rotation;
 pub use switch::{MultiLinear, SwitchLinear};
 pub use weight::Weight;

@@ -274,6 +274,11 @@ impl Rope {
         Ok(Self { magnitude, speed: Speed::Periods(array(periods)?), ..plain })
     }
 
+    /// One for positions that are so many apart.
+    pub fn striding(self, stride: f32) -> Self {
+        Self { scale: self.scale * stride, ..self }
+    }
+
     /// One that turns the other way round. Fails where the speeds follow the length of the sequence.
     pub fn backwards(self) -> Result<Self> {
         let periods: Vec<f32> = match &self.speed {

@@ -1,7 +1,7 @@
 //! A matrix of weights, in whichever form the checkpoint has it.
 
-use super::Module;
 use super::module::join;
+use super::{Module, Rotation};
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
@@ -24,6 +24,13 @@ pub enum Weight {
         /// What the codes mean.
         how: Quantization,
     },
+    /// One of the others, whose inputs are rotated first.
+    Rotated {
+        /// The matrix, with the rotation folded in.
+        weight: Box<Weight>,
+        /// Of the columns.
+        rotation: Rotation,
+    },
 }
 
 impl Weight {
@@ -32,17 +39,16 @@ impl Weight {
     /// given, and if the config names this layer and says otherwise.
     pub fn load(w: &Weights, shape: &[i32]) -> Result<Self> {
         let loaded = Self::of_shapes(w, shape)?;
-        let found = match &loaded {
-            Weight::Dense(_) => None,
-            Weight::Quantized { how, .. } => Some(*how),
-        };
+        let found = if let Weight::Quantized { how, .. } = &loaded { Some(*how) } else { None };
         if let Some(named) = w.named_quantization().filter(|named| *named != found) {
             let [named, found] = [named, found].map(|how| how.map_or("dense".into(), |how| how.to_string()));
             let message = format!("weight `{}` is {found}, and the config says {named}", w.path());
             return Err(Error::invalid(w.file(), message));
         }
         w.note_matrix(found);
-        Ok(loaded)
+        let Some(block) = w.rotation() else { return Ok(loaded) };
+        let rotation = Rotation::load(w, shape.last().copied().unwrap_or(0), block)?;
+        Ok(Weight::Rotated { weight: Box::new(loaded), rotation })
     }
 
     fn of_shapes(w: &Weights, shape: &[i32]) -> Result<Self> {
@@ -70,8 +76,12 @@ impl Weight {
 
     /// Its rows; of each matrix, if there are several.
     pub fn rows_count(&self) -> i32 {
-        let (Weight::Dense(weight) | Weight::Quantized { weight, .. }) = self;
-        weight.shape().iter().rev().nth(1).copied().unwrap_or(0)
+        match self {
+            Weight::Dense(weight) | Weight::Quantized { weight, .. } => {
+                weight.shape().iter().rev().nth(1).copied().unwrap_or(0)
+            }
+            Weight::Rotated { weight, .. } => weight.rows_count(),
+        }
     }
 
     /// `x @ self.T`: `[..., columns]` to `[..., rows]`. Several matrices broadcast with the axes of `x`
@@ -82,6 +92,7 @@ impl Weight {
             Weight::Quantized { weight, scales, biases, how } => {
                 ops::quantized_matmul(x, weight, scales, biases.as_ref(), true, *how)
             }
+            Weight::Rotated { weight, rotation } => weight.project(&rotation.forward(x)?),
         }
     }
 
@@ -92,6 +103,7 @@ impl Weight {
             Weight::Quantized { weight, scales, biases, how } => {
                 ops::quantized_matmul(x, weight, scales, biases.as_ref(), false, *how)
             }
+            Weight::Rotated { weight, rotation } => rotation.back(&weight.project_back(x)?),
         }
     }
 
@@ -107,6 +119,7 @@ impl Weight {
                 let biases = biases.as_ref();
                 ops::gather_qmm(x, weight, scales, biases, None, Some(indices), true, *how, sorted)
             }
+            Weight::Rotated { weight, rotation } => weight.gather(&rotation.forward(x)?, indices, sorted),
         }
     }
 
@@ -119,6 +132,7 @@ impl Weight {
                 let (weight, scales) = (ops::take(weight, ids, 0)?, ops::take(scales, ids, 0)?);
                 ops::dequantize(&weight, &scales, biases.as_ref(), *how, None, None)
             }
+            Weight::Rotated { weight, rotation } => rotation.back(&weight.rows(ids)?),
         }
     }
 }
@@ -151,6 +165,10 @@ impl Module for Weight {
                 f(&join(path, "scales"), scales);
                 biases.visit(&join(path, "biases"), f);
             }
+            Weight::Rotated { weight, rotation } => {
+                weight.visit(path, f);
+                rotation.visit(path, f);
+            }
         }
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
@@ -160,6 +178,10 @@ impl Module for Weight {
                 f(&join(path, "weight"), weight);
                 f(&join(path, "scales"), scales);
                 biases.visit_mut(&join(path, "biases"), f);
+            }
+            Weight::Rotated { weight, rotation } => {
+                weight.visit_mut(path, f);
+                rotation.visit_mut(path, f);
             }
         }
     }

@@ -172,6 +172,26 @@ fn a_factor_is_taken_back() {
 }
 
 #[test]
+fn a_gate_becomes_the_factors_it_stands_for() {
+    let gates = [-60.0f32, -0.9, 0.0, 0.3, 2.4];
+    let arrays = Arrays::from([("0.gate".to_owned(), Array::from_slice(&gates, &[5]).unwrap())]);
+    let names = ["{}.alpha".to_owned(), "{}.beta".to_owned()];
+    let (map, weights) = apply(&Rules::new().residual_gate("{}.gate", names, 0.3), &arrays);
+    for (at, gate) in gates.iter().enumerate() {
+        let beta = 1.0 / (1.0 + (-f64::from(*gate) / 0.3).exp());
+        let alpha = (1.0 - beta * beta).max(1e-3).sqrt();
+        for (name, expected) in [("0.alpha", alpha), ("0.beta", beta)] {
+            let found = f64::from(values(&weights[name])[at]);
+            assert!((found - expected).abs() <= 1e-6 * expected, "{name} of {gate}: {found}, not {expected}");
+        }
+    }
+    let back = values(&map.backwards(&from(&weights)).unwrap()["0.gate"]);
+    for (gate, back) in gates.iter().zip(&back).filter(|(gate, _)| gate.abs() < 3.0) {
+        assert!((gate - back).abs() < 1e-3, "{gate} came back as {back}");
+    }
+}
+
+#[test]
 fn rules_for_a_layout_wait_for_its_mark() {
     let rules = Rules::new().when("*.conv1d.weight [_, 1, _]", Rules::new().add("norm.weight", 1.0));
     let norm_beside = |conv: &[i32]| {

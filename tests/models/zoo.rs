@@ -226,6 +226,9 @@ fn drawn(line: &str, seed: u64) -> (String, String, Vec<usize>, Vec<u8>) {
             low + ((hash >> 32) % (high - low + 1) as u64) as i64
         };
         let float = || {
+            if low == "sign" {
+                return if hash >> 63 == 1 { 1.0 } else { -1.0 };
+            }
             let (mean, spread): (f64, f64) = (low.parse().unwrap(), high.parse().unwrap());
             let unit = (hash >> 11) as f64 * 2f64.powi(-53);
             (mean + spread * 3f64.sqrt() * (2.0 * unit - 1.0)) as f32

@@ -19,6 +19,7 @@ sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
 import cases
 import gen
 from cases import FULL, LINEAR, SLIDE, YARN, base, case
+from mlx_lm.models import muse_spark
 from weights import normal
 
 known = set(cases.CASES)
@@ -43,6 +44,9 @@ case("step3p5", "head gates, heads and ropes by layer, limited SwiGLU", step3p5)
 case("step3p5__plain", "no gates, one rope, default layers", {k: v for k, v in step3p5.items() if k not in ("layer_types", "yarn_only_types", "rope_scaling", "partial_rotary_factors", "attention_other_setting", "moe_layers_enum", "swiglu_limits", "swiglu_limits_shared")} | dict(num_hidden_layers=3, rope_theta=10000.0, use_head_wise_attn_gate=False))
 case("qwen2_vl__as_qwen2_5_vl", "model_type qwen2_5_vl is read as qwen2_vl", cases.text("qwen2_5_vl", cases.qwen2_vl_text))
 case("gemma4__as_gemma4_unified", "model_type gemma4_unified is read as gemma4", cases.text("gemma4_unified", cases.gemma4_text))
+# mlx-lm rounds two activations of Muse Spark to bfloat16 in every dtype, and transformers does not.
+muse_spark.mx = types.SimpleNamespace(**vars(muse_spark.mx) | dict(bfloat16=muse_spark.mx.float32))
+case("muse_spark__float32", "without rounding to bfloat16", cases.CASES["muse_spark"].config())
 plamo2 = base("plamo2", num_hidden_layers=4, hidden_size_per_head=16, full_attention_idx=[], mamba_d_state=8, mamba_d_conv=4, mamba_num_heads=6, tie_word_embeddings=True)
 case("plamo2", "Mamba 2 and attention in turn, tied", plamo2)
 case("plamo2__step", "attention in every fourth layer, untied", plamo2 | dict(num_hidden_layers=5, mamba_step=4, mamba_num_heads=4, tie_word_embeddings=False))

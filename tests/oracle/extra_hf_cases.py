@@ -31,6 +31,54 @@ lm("olmo__clip", "shared keys and values, clipped projections, tied", base("olmo
 muse = dict(base("muse_glimmer_text"), num_hidden_layers=5, head_dim=16, sliding_window=8, post_norm_eps=1e-6, qk_scale_factor=2.0, output_multiplier=0.5, final_logit_softcapping=8.0)
 lm("muse_glimmer", "a pattern of layers counted from the last one, with a vision tower", dict(model_type="muse_glimmer", text_config=muse, vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=4), out_hidden_size=64, projector_hidden_size=32), cls="MuseGlimmerForConditionalGeneration")
 
+ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+LIN = cases_lm.LIN
+spark = dict(base("muse_spark_text"), num_hidden_layers=4, head_dim=16, sliding_window=8, post_norm_eps=1e-6, qk_scale_factor=2.0, output_multiplier=0.5, final_logit_softcapping=8.0, num_local_experts=8, num_experts_per_tok=2, moe_hidden_size=32, moe_intermediate_size=48, routed_scaling_factor=1.5)
+audio = dict(patch_sizes=[4, 2], hidden_sizes=[8, 16], depths=[1, 1], num_hidden_layers=2, out_hidden_size=64)
+lm("muse_spark", "experts of fewer features, each normed; fixed gates", dict(model_type="muse_spark", text_config=spark, vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=4), audio_config=audio, out_hidden_size=64, projector_hidden_size=32), init=((r"residual_gate\.gate$", common.normal(0.0, 0.3)),), cls="MuseSparkForConditionalGeneration")
+kda = dict(kda_layers=[1, 2, 4], full_attn_layers=[3], num_heads=4, head_dim=16, short_conv_kernel_size=4)
+kimi = dict(base("kimi_linear"), num_hidden_layers=4, linear_attn_config=kda, model_max_length=512, kv_lora_rank=16, q_lora_rank=None, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, mla_use_nope=True, num_key_value_heads=4, num_experts=8, num_experts_per_token=2, num_shared_experts=1, moe_intermediate_size=48, moe_renormalize=True, moe_router_activation_func="sigmoid", num_expert_group=2, topk_group=1, routed_scaling_factor=1.5, first_k_dense_replace=1, moe_layer_freq=1)
+lm("kimi_linear", "KDA and latent attention without positions, grouped sigmoid routing", kimi, init=((r"A_log$", common.normal(0.0, 0.4)),), save=cases_lm.renamed(lambda k, m: k.replace(".layers.0.block_sparse_moe.", ".layers.0.mlp.")))
+lm("longcat_flash", "two latent attentions per layer, experts beside them, identity experts", dict(model_type="longcat_flash", hidden_size=64, ffn_hidden_size=96, expert_ffn_hidden_size=48, num_layers=2, num_attention_heads=4, vocab_size=300, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, head_dim=8, v_head_dim=12, moe_topk=3, n_routed_experts=4, zero_expert_num=2, zero_expert_type="identity", routed_scaling_factor=1.5, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=512, mla_scale_q_lora=True, mla_scale_kv_lora=True, attention_method="MLA", tie_word_embeddings=False, **ids), after=lambda path: cases_lm.edit_tensors(path, drop=lambda k: any(f".experts.{i}." in k for i in (4, 5))))
+lm("nanochat", "reversed rope, norms without weights, squared ReLU, soft cap", base("nanochat", hidden_act="relu2", final_logit_softcapping=15.0))
+falcon_h1 = base("falcon_h1", head_dim=16, mamba_n_heads=4, mamba_d_head=24, mamba_d_ssm=96, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=2, mamba_chunk_size=8, mamba_rms_norm=False, tie_word_embeddings=False)
+lm("falcon_h1", "Mamba 2 beside attention", falcon_h1)
+lm("falcon_h1__norm", "a gated norm of two groups before the gate", falcon_h1 | dict(mamba_rms_norm=True, mamba_norm_before_gate=True))
+lm("falcon_h1__multipliers", "all multipliers, biases, tied", falcon_h1 | dict(mamba_rms_norm=True, mamba_norm_before_gate=False, tie_word_embeddings=True, lm_head_multiplier=0.5, embedding_multiplier=2.0, mlp_multipliers=[0.7, 1.3], key_multiplier=0.6, attention_out_multiplier=0.8, attention_in_multiplier=1.2, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.9, mamba_proj_bias=True, projectors_bias=True, attention_bias=True, mlp_bias=True))
+granite4 = base("granitemoehybrid", num_hidden_layers=3, layer_types=["mamba", "attention", "mamba"], embedding_multiplier=2.0, attention_multiplier=0.2, logits_scaling=1.5, residual_multiplier=0.7, shared_intermediate_size=96, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=8, mamba_d_conv=4, mamba_n_groups=2, mamba_expand=2, mamba_chunk_size=8, mamba_conv_bias=True, mamba_proj_bias=False, attention_bias=False, tie_word_embeddings=True)
+lm("granitemoehybrid", "experts and a layer for all tokens, rope", granite4 | dict(num_local_experts=4, num_experts_per_tok=2, position_embedding_type="rope", tie_word_embeddings=False))
+lm("granitemoehybrid__dense", "no experts, no positions, tied", granite4 | dict(num_local_experts=0, num_experts_per_tok=0, position_embedding_type=None))
+lm("olmo_hybrid", "gated delta nets with a convolution each for q, k and v", base("olmo_hybrid", num_hidden_layers=4, layer_types=[LIN, LIN, LIN, FULL], num_key_value_heads=4, linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4, linear_allow_neg_eigval=True), init=((r"A_log$", common.normal(0.0, 0.4)),))
+lm("recurrent_gemma", "gated linear recurrences, a window of 8", base("recurrent_gemma", num_hidden_layers=3, num_key_value_heads=1, lru_width=80, conv1d_width=4, logits_soft_cap=30.0, attention_window_size=8, hidden_activation="gelu_pytorch_tanh", block_types=["recurrent", "recurrent", "attention"], partial_rotary_factor=0.5, tie_word_embeddings=True))
+minimax = base("minimax", num_hidden_layers=4, head_dim=16, num_local_experts=4, num_experts_per_tok=2, block_size=8, full_attn_alpha_factor=1.2, full_attn_beta_factor=0.9, linear_attn_alpha_factor=1.1, linear_attn_beta_factor=0.8, mlp_alpha_factor=1.3, mlp_beta_factor=0.7)
+lm("minimax", "lightning attention and softmax attention in turn, scaled residuals", minimax)
+lm("minimax__types", "layers by their types, interleaved groups of heads", minimax | dict(layer_types=[LIN, LIN, FULL], num_hidden_layers=3, head_dim=24, sliding_window=None))
+
+
+def vl(name, notes, text, vision, cls, **config):
+    """The language model of a model with a tower."""
+    options = {key: config.pop(key) for key in ("init", "after", "save") if key in config}
+    lm(name, notes, dict(model_type=name.split("__")[0], text_config=text, vision_config=vision, **ids, **config), cls=cls, **options)
+
+
+TOWER = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+QWEN_TOWER = dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2, patch_size=4, out_hidden_size=64)
+MROPE = dict(rope_type="default", type="default", mrope_section=[2, 3, 3])
+sections = lambda n: dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=n, mrope_interleaved=True))
+vl("lfm2_vl", "text path", dict(cases_lm.lfm2), dict(TOWER, model_type="siglip2_vision_model", num_patches=4), "Lfm2VlForConditionalGeneration", projector_hidden_size=32, tie_word_embeddings=True)
+vl("kimi_k25", "text path", dict(base("deepseek_v3"), **cases_lm.MLA, **cases_lm.EXP), dict(TOWER, patch_size=4), "Kimi_K25ForConditionalGeneration", tie_word_embeddings=False)
+vl("mistral3", "text path", base("mistral", sliding_window=None), dict(TOWER, model_type="pixtral", head_dim=8), "Mistral3ForConditionalGeneration", tie_word_embeddings=False, vision_feature_layer=-1)
+vl("llava", "text path", base("llama"), dict(TOWER, model_type="clip_vision_model"), "LlavaForConditionalGeneration")
+vl("qwen2_vl", "text path", dict(base("qwen2_vl_text"), rope_scaling=dict(MROPE, type="mrope", rope_type="default")), dict(depth=1, embed_dim=16, hidden_size=64, num_heads=2, patch_size=4), "Qwen2VLForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen2_5_vl", "text path", dict(base("qwen2_5_vl_text"), rope_scaling=dict(MROPE, type="mrope", rope_type="default")), dict(QWEN_TOWER, fullatt_block_indexes=[0]), "Qwen2_5_VLForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen3_vl", "text path", dict(base("qwen3_vl_text", head_dim=24), rope_scaling=dict(rope_type="default", mrope_section=[4, 4, 4], mrope_interleaved=True)), dict(QWEN_TOWER, num_position_embeddings=16, deepstack_visual_indexes=[0]), "Qwen3VLForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen3_vl_moe", "text path; fused experts as published", dict(base("qwen3_vl_moe_text", head_dim=24), num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, decoder_sparse_step=1, mlp_only_layers=[], rope_scaling=dict(rope_type="default", mrope_section=[4, 4, 4], mrope_interleaved=True)), dict(QWEN_TOWER, num_position_embeddings=16, deepstack_visual_indexes=[0]), "Qwen3VLMoeForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen3_5", "text path", cases_lm.qwen3_5, dict(QWEN_TOWER, num_position_embeddings=16), "Qwen3_5ForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen3_5_moe", "text path", cases_lm.qwen3_5 | dict(model_type="qwen3_5_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, shared_expert_intermediate_size=40), dict(QWEN_TOWER, num_position_embeddings=16), "Qwen3_5MoeForConditionalGeneration", tie_word_embeddings=False)
+vl("gemma3", "text path", cases_lm.gemma3_text, dict(TOWER, model_type="siglip_vision_model"), "Gemma3ForConditionalGeneration", mm_tokens_per_image=4)
+vl("gemma4", "text path", cases_lm.gemma4_text, dict(TOWER, patch_size=4), "Gemma4ForConditionalGeneration", init=cases_lm.g4init)
+vl("minimax_m3_vl", "text path", cases_lm.minimax_m3, dict(TOWER, patch_size=4), "MiniMaxM3SparseForConditionalGeneration", tie_word_embeddings=False)
+
 if __name__ == "__main__":
     for name in known:
         del common.CASES[name]
