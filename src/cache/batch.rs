@@ -221,7 +221,7 @@ impl ArraysCache {
             let state =
                 |state: &Option<&Array>| state.map_or_else(|| ops::zeros_like(like), |s| Ok(s.clone()));
             let states = states.iter().map(state).collect::<Result<Vec<Array>>>()?;
-            ops::concatenate(&states, 0).map(Some)
+            ops::concatenate(&level(states)?, 0).map(Some)
         };
         let count = rows.iter().map(|row| row.arrays.len()).max().unwrap_or(0);
         Ok(Self { arrays: (0..count).map(merge).collect::<Result<_>>()?, offset: end })
@@ -234,6 +234,21 @@ impl ArraysCache {
             offset: self.offset - padding,
         })
     }
+}
+
+/// States of one length: those that grow with their sequence, along axis 1, get zeros behind them.
+fn level(states: Vec<Array>) -> Result<Vec<Array>> {
+    let length = |state: &Array| state.shape().get(1).copied().unwrap_or(0);
+    let longest = states.iter().map(length).max().unwrap_or(0);
+    let fill = |state: Array| {
+        if length(&state) == longest {
+            return Ok(state);
+        }
+        let mut widths = vec![(0, 0); state.ndim()];
+        widths[1].1 = longest - length(&state);
+        ops::pad(&state, &widths, ops::PadMode::Constant, 0.0)
+    };
+    states.into_iter().map(fill).collect()
 }
 
 pub(super) fn keeps() -> Error {

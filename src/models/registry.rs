@@ -117,7 +117,7 @@ models! {
     "mimo_v2_flash" => lm::mimo_v2_flash;
     "minicpm" => lm::minicpm;
     "minicpm3" => lm::minicpm3;
-    "minimax" | "minimax_m2" => lm::minimax;
+    "minimax" | "minimax_m2" | "minimax_text_01" => lm::minimax;
     "minimax_m3" | "minimax_m3_vl_text" => lm::minimax_m3;
     "minimax_m3_vl" => lm::minimax_m3_vl;
     "mistral3" | "llava" | "pixtral" => lm::mistral3;

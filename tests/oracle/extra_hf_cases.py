@@ -33,7 +33,8 @@ lm("muse_glimmer", "a pattern of layers counted from the last one, with a vision
 
 ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
 LIN = cases_lm.LIN
-spark = dict(base("muse_spark_text"), num_hidden_layers=4, head_dim=16, sliding_window=8, post_norm_eps=1e-6, qk_scale_factor=2.0, output_multiplier=0.5, final_logit_softcapping=8.0, num_local_experts=8, num_experts_per_tok=2, moe_hidden_size=32, moe_intermediate_size=48, routed_scaling_factor=1.5)
+spark = dict(base("muse_spark_text"), rope_parameters=dict(rope_type="default", rope_theta=10000.0), num_hidden_layers=4, head_dim=16, sliding_window=8, post_norm_eps=1e-6, qk_scale_factor=2.0, output_multiplier=0.5, final_logit_softcapping=8.0, num_local_experts=8, num_experts_per_tok=2, moe_hidden_size=32, moe_intermediate_size=48, routed_scaling_factor=1.5)
+del spark["rope_theta"]
 audio = dict(patch_sizes=[4, 2], hidden_sizes=[8, 16], depths=[1, 1], num_hidden_layers=2, out_hidden_size=64)
 lm("muse_spark", "experts of fewer features, each normed; fixed gates", dict(model_type="muse_spark", text_config=spark, vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=4), audio_config=audio, out_hidden_size=64, projector_hidden_size=32), init=((r"residual_gate\.gate$", common.normal(0.0, 0.3)),), cls="MuseSparkForConditionalGeneration")
 kda = dict(kda_layers=[1, 2, 4], full_attn_layers=[3], num_heads=4, head_dim=16, short_conv_kernel_size=4)
@@ -66,7 +67,7 @@ QWEN_TOWER = dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2, pa
 MROPE = dict(rope_type="default", type="default", mrope_section=[2, 3, 3])
 sections = lambda n: dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=n, mrope_interleaved=True))
 vl("lfm2_vl", "text path", dict(cases_lm.lfm2), dict(TOWER, model_type="siglip2_vision_model", num_patches=4), "Lfm2VlForConditionalGeneration", projector_hidden_size=32, tie_word_embeddings=True)
-vl("kimi_k25", "text path", dict(base("deepseek_v3"), **cases_lm.MLA, **cases_lm.EXP), dict(TOWER, patch_size=4), "Kimi_K25ForConditionalGeneration", tie_word_embeddings=False)
+vl("kimi_k25", "text path", dict(base("deepseek_v3"), **cases_lm.MLA, **cases_lm.EXP), dict(TOWER, patch_size=4), "Kimi_K25ForConditionalGeneration", tie_word_embeddings=False, save=cases_lm.renamed(lambda k, m: k.replace("language_model.model.blocks.", "language_model.model.layers.")))
 vl("mistral3", "text path", base("mistral", sliding_window=None), dict(TOWER, model_type="pixtral", head_dim=8), "Mistral3ForConditionalGeneration", tie_word_embeddings=False, vision_feature_layer=-1)
 vl("llava", "text path", base("llama"), dict(TOWER, model_type="clip_vision_model"), "LlavaForConditionalGeneration")
 vl("qwen2_vl", "text path", dict(base("qwen2_vl_text"), rope_scaling=dict(MROPE, type="mrope", rope_type="default")), dict(depth=1, embed_dim=16, hidden_size=64, num_heads=2, patch_size=4), "Qwen2VLForConditionalGeneration", tie_word_embeddings=False)

@@ -102,6 +102,9 @@ pub struct Attention {
     pub scale: f32,
     /// How many positions a query sees; `None` for all.
     pub window: Option<i32>,
+    /// Whether its memory keeps all positions even so. This is how prompt caches of models have it whose
+    /// windows mlx-lm does not know.
+    pub keeps_all: bool,
     /// Of how many positions the chunks are that a query sees its own of (Llama 4); `None` for all.
     pub chunk: Option<i32>,
 }
@@ -166,6 +169,7 @@ impl Attention {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             window: None,
+            keeps_all: false,
             chunk: None,
         })
     }
@@ -251,7 +255,8 @@ impl Mixer for Attention {
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
-        Some(self.chunk.map_or_else(|| LayerCache::window(self.window), LayerCache::chunks))
+        let window = self.window.filter(|_| !self.keeps_all);
+        Some(self.chunk.map_or_else(|| LayerCache::window(window), LayerCache::chunks))
     }
 }
 

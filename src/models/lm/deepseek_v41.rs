@@ -1,6 +1,8 @@
 //! DeepSeek-V4.1: attention to a window and to compressed groups of positions that an indexer chooses, in
 //! residual streams that mix (Xie et al., "mHC: Manifold-Constrained Hyper-Connections", 2025).
 
+use std::ops::Range;
+
 use serde::Deserialize;
 
 use crate::array::{Array, Dtype, Index::Ellipsis};
@@ -282,10 +284,6 @@ impl LanguageModel for Model {
     }
 
     fn forward_embeddings(&self, embeddings: &Array, _tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        if let Offset::Each(_) = cache.offsets() {
-            let why = "groups of positions would be out of step: run them one by one";
-            return Err(Error::unsupported("a batch of sequences that began at different times", why));
-        }
         let (batch, length, dims) = (embeddings.dim(0)?, embeddings.dim(1)?, embeddings.dim(2)?);
         let shape = [batch, length, self.streams, dims];
         let mut streams = ops::broadcast_to(&ops::expand_dims(embeddings, 2)?, &shape)?;
@@ -549,18 +547,18 @@ impl Attention {
         masks: &mut Masks,
         cache: &mut LayerCache,
     ) -> Result<Array> {
-        let (length, position) = (x.dim(1)?, cache.position());
+        let (length, offset) = (x.dim(1)?, cache.offset());
         let squeezed = self.q_a_norm.forward(&self.q_a_proj.forward(x)?)?;
         let queries = split_heads(&self.q_b_proj.forward(&squeezed)?, self.heads)?;
-        let queries = self.place.forward(&queries, position)?;
+        let queries = self.place.forward(&queries, &offset)?;
         let own = ops::expand_dims(&self.kv_norm.forward(&self.kv_proj.forward(x)?)?, 1)?;
-        let own = round_fp8(&self.place.forward(&own, position)?)?;
+        let own = round_fp8(&self.place.forward(&own, &offset)?)?;
         if let Some(compressor) = &self.compressor {
             let index_keys = self.indexer.as_ref().and_then(|indexer| indexer.keys.as_ref());
-            compressor.add(x, position, index_keys, shared, cache.part(1)?)?;
+            compressor.add(x, &offset, index_keys, shared, cache.part(1)?)?;
         }
         if let Some(indexer) = &self.indexer {
-            indexer.choose(x, &squeezed, position, shared)?;
+            indexer.choose(x, &squeezed, &offset, shared)?;
         }
         let window = if let LayerCache::List(_) = cache { cache.part(0)? } else { cache };
         let mask = masks.of(window, Some(self.window))?;
@@ -586,7 +584,7 @@ impl Attention {
         let seen = KeysValues { values: keys.clone(), keys, quantized: None };
         let mask = mask.map_or(Mask::None, Mask::Array);
         let heads = attend(&wide(&queries)?, &seen, self.scale, &mask, Some(&wide(&self.sinks)?))?;
-        let heads = self.place.back(&ops::astype(&heads, x.dtype())?, position)?;
+        let heads = self.place.back(&ops::astype(&heads, x.dtype())?, &offset)?;
         let groups = ops::unflatten(&merge_heads(&heads)?, -1, &[self.o_groups, -1])?;
         let groups = self.o_a_proj.forward(&ops::swapaxes(&groups, 1, 2)?)?;
         self.o_b_proj.forward(&merge_heads(&groups)?)
@@ -611,18 +609,18 @@ impl Place {
     }
 
     /// `[batch, heads, length, dims]` to the same shape.
-    fn forward(&self, x: &Array, position: i32) -> Result<Array> {
-        self.turn(&self.rope, x, position)
+    fn forward(&self, x: &Array, offset: &Offset) -> Result<Array> {
+        self.turn(&self.rope, x, offset)
     }
 
     /// Undoes [`forward`](Self::forward).
-    fn back(&self, x: &Array, position: i32) -> Result<Array> {
-        self.turn(&self.rope.clone().backwards()?, x, position)
+    fn back(&self, x: &Array, offset: &Offset) -> Result<Array> {
+        self.turn(&self.rope.clone().backwards()?, x, offset)
     }
 
-    fn turn(&self, rope: &Rope, x: &Array, position: i32) -> Result<Array> {
+    fn turn(&self, rope: &Rope, x: &Array, offset: &Offset) -> Result<Array> {
         let [still, turning] = ops::exactly(ops::split(x, [x.dim(-1)? - self.dims], -1)?)?;
-        let turned = rope.forward(&ops::astype(&turning, Dtype::Float32)?, &Offset::All(position))?;
+        let turned = rope.forward(&ops::astype(&turning, Dtype::Float32)?, offset)?;
         ops::concatenate([&still, &ops::astype(&turned, x.dtype())?], -1)
     }
 }
@@ -636,6 +634,7 @@ struct Compressor {
     kv_norm: RmsNorm,
     place: Place,
     ratio: i32,
+    head_dim: i32,
 }
 
 parameters!(Compressor { kv_proj, gate_proj, kv_norm });
@@ -656,38 +655,58 @@ impl Compressor {
             kv_norm: w.rms_norm("kv_norm", head_dim, args.rms_norm_eps)?,
             place: place.striding(ratio),
             ratio,
+            head_dim,
         })
     }
 
-    /// Adds the groups that the positions of `x`, from `position` on, complete, and their keys for indexers.
+    /// Adds the groups that the positions of `x` complete, and their keys for indexers.
     fn add(
         &self,
         x: &Array,
-        position: i32,
+        offset: &Offset,
         index_keys: Option<&IndexKeys>,
         shared: &mut Shared,
         cache: &mut LayerCache,
     ) -> Result<()> {
-        let first = position / self.ratio;
-        let (mut groups, mut index) = (cache.state(GROUPS).cloned(), cache.state(INDEX).cloned());
-        if let Some(latent) = self.pool(x, position, cache)? {
-            let latent = ops::expand_dims(&self.kv_norm.forward(&latent)?, 1)?;
-            let join = |old: Option<Array>, new: Array| match old {
-                Some(old) => ops::concatenate([&old, &ops::squeeze(&new, 1)?], 1),
-                None => ops::squeeze(&new, 1),
-            };
-            groups = Some(join(groups, round_fp4(&self.place.forward(&latent, first)?, 16, true)?)?);
-            if let Some(keys) = index_keys {
-                let keys = keys.k_norm.forward(&keys.k_proj.forward(&latent)?)?;
-                index = Some(join(index, round_fp4(&self.place.forward(&keys, first)?, 32, false)?)?);
-            }
-            for (at, state) in [(GROUPS, &groups), (INDEX, &index)] {
-                if let Some(state) = state {
-                    cache.set_state(at, state.clone())?;
+        let (rows, length) = (self.rows(x, cache)?, x.dim(1)?);
+        let (mut groups, mut index) = (Vec::new(), Vec::new());
+        for (batch, position) in spans(offset, x.dim(0)?)? {
+            // Positions before the beginning of a sequence are padding.
+            let (skipped, position) = ((-position).clamp(0, length), position.max(0));
+            let first = position / self.ratio;
+            let latent = self.pool(&rows, &batch, skipped, position % self.ratio)?;
+            let latent = latent.map(|latent| {
+                let latent = ops::astype(&latent, x.dtype())?;
+                ops::expand_dims(&self.kv_norm.forward(&latent)?, 1)
+            });
+            let latent = latent.transpose()?;
+            let place = |x: &Array| self.place.forward(x, &Offset::All(first));
+            let add = |at: usize, dims: i32, new: Option<Array>| {
+                let old = cache.state(at).filter(|_| first > 0);
+                let old = old.map(|old| old.index((batch.clone(), ..first))).transpose()?;
+                match (old, new.map(|new| ops::squeeze(&new, 1)).transpose()?) {
+                    (Some(old), Some(new)) => ops::concatenate([&old, &new], 1),
+                    (Some(part), None) | (None, Some(part)) => Ok(part),
+                    (None, None) => ops::zeros(&[batch.end - batch.start, 0, dims], x.dtype()),
                 }
+            };
+            let new = latent.as_ref().map(|latent| round_fp4(&place(latent)?, 16, true)).transpose()?;
+            groups.push(add(GROUPS, self.head_dim, new)?);
+            if let Some(keys) = index_keys {
+                let key = |latent: &Array| {
+                    let key = keys.k_norm.forward(&keys.k_proj.forward(latent)?)?;
+                    round_fp4(&place(&key)?, 32, false)
+                };
+                index.push(add(INDEX, keys.head_dim, latent.as_ref().map(key).transpose()?)?);
             }
         }
-        cache.advance(x.dim(1)?);
+        let (groups, index) = (level(groups)?, level(index)?);
+        for (at, state) in [(GROUPS, &groups), (INDEX, &index)] {
+            if let Some(state) = state {
+                cache.set_state(at, state.clone())?;
+            }
+        }
+        cache.advance(length);
         shared.groups = groups;
         if index_keys.is_some() {
             shared.index = index;
@@ -695,31 +714,70 @@ impl Compressor {
         Ok(())
     }
 
-    /// What becomes of the groups that are complete, `[batch, groups, head_dim]`; `None` if there are none.
-    fn pool(&self, x: &Array, position: i32, cache: &mut LayerCache) -> Result<Option<Array>> {
-        let Some(gate_proj) = &self.gate_proj else { return self.kv_proj.forward(x).map(Some) };
-        let (ratio, wide) = (self.ratio, ops::astype(x, Dtype::Float32)?);
-        let open = position % ratio;
+    /// What is pooled, and its gates, `[batch, ratio - 1 + length, head_dim]`: the last positions, and the new
+    /// ones.
+    fn rows(&self, x: &Array, cache: &mut LayerCache) -> Result<(Array, Option<Array>)> {
+        let Some(gate_proj) = &self.gate_proj else { return Ok((self.kv_proj.forward(x)?, None)) };
+        let (kept, wide) = (self.ratio - 1, ops::astype(x, Dtype::Float32)?);
         let mut rows = |at: usize, new: Array| {
             let rows = match cache.state(at) {
                 Some(old) => ops::concatenate([old, &new], 1)?,
-                None => ops::pad(&new, &[(0, 0), (ratio - 1, 0), (0, 0)], PadMode::Constant, 0.0)?,
+                None => ops::pad(&new, &[(0, 0), (kept, 0), (0, 0)], PadMode::Constant, 0.0)?,
             };
-            let end = rows.dim(1)?;
-            cache.set_state(at, ops::contiguous(&rows.index((.., end - (ratio - 1)..))?, false)?)?;
-            // Those of the open group, and the new ones.
-            let rows = rows.index((.., ratio - 1 - open..))?;
-            let full = rows.dim(1)? / ratio;
-            ops::unflatten(&rows.index((.., ..full * ratio))?, 1, &[full, ratio])
+            let last = rows.index((.., rows.dim(1)? - kept..))?;
+            cache.set_state(at, ops::contiguous(&last, false)?)?;
+            Ok(rows)
         };
-        let kv = rows(OPEN, self.kv_proj.forward(&wide)?)?;
-        let gates = rows(GATES, gate_proj.forward(&wide)?)?;
-        if kv.dim(1)? == 0 {
+        Ok((rows(OPEN, self.kv_proj.forward(&wide)?)?, Some(rows(GATES, gate_proj.forward(&wide)?)?)))
+    }
+
+    /// The groups that are complete, `[sequences, groups, head_dim]`, of those sequences of the batch whose
+    /// first new positions, so many, are `skipped`, and whose open group has `open` positions; `None` if none
+    /// are.
+    fn pool(
+        &self,
+        (kv, gates): &(Array, Option<Array>),
+        batch: &Range<i32>,
+        skipped: i32,
+        open: i32,
+    ) -> Result<Option<Array>> {
+        let start = self.ratio - 1 + skipped - open;
+        let full = (kv.dim(1)? - start) / self.ratio;
+        if full == 0 {
             return Ok(None);
         }
-        let pooled = ops::sum(&(kv * ops::softmax(&gates, 2, true)?)?, 2, false)?;
-        ops::astype(&pooled, x.dtype()).map(Some)
+        let Some(gates) = gates else { return kv.index((batch.clone(), start..)).map(Some) };
+        let grouped = |x: &Array| {
+            let x = x.index((batch.clone(), start..start + full * self.ratio))?;
+            ops::unflatten(&x, 1, &[full, self.ratio])
+        };
+        ops::sum(&(grouped(kv)? * ops::softmax(&grouped(gates)?, 2, true)?)?, 2, false).map(Some)
     }
+}
+
+/// The sequences of a batch that are at one position, and that.
+fn spans(offset: &Offset, batch: i32) -> Result<Vec<(Range<i32>, i32)>> {
+    match offset {
+        Offset::All(position) => Ok(vec![(0..batch, *position)]),
+        Offset::Each(positions) => {
+            Ok((0..batch).zip(positions.to_vec::<i32>()?).map(|(row, at)| (row..row + 1, at)).collect())
+        }
+    }
+}
+
+/// One array of parts of a batch, `[sequences, groups, dims]`, which get zeros behind them; `None` if there are
+/// no groups.
+fn level(parts: Vec<Array>) -> Result<Option<Array>> {
+    let lengths = parts.iter().map(|part| part.dim(1)).collect::<Result<Vec<i32>>>()?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if longest == 0 {
+        return Ok(None);
+    }
+    let fill = |(part, length): (&Array, i32)| {
+        ops::pad(part, &[(0, 0), (0, longest - length), (0, 0)], PadMode::Constant, 0.0)
+    };
+    let parts = parts.iter().zip(lengths).map(fill).collect::<Result<Vec<Array>>>()?;
+    ops::concatenate(&parts, 0).map(Some)
 }
 
 /// To the keys that groups are chosen by.
@@ -727,6 +785,7 @@ impl Compressor {
 struct IndexKeys {
     k_proj: Linear,
     k_norm: RmsNorm,
+    head_dim: i32,
 }
 
 parameters!(IndexKeys { k_proj, k_norm });
@@ -756,6 +815,7 @@ impl Indexer {
             Ok(IndexKeys {
                 k_proj: w.linear("k_proj", args.head_dim, head_dim)?,
                 k_norm: w.rms_norm("k_norm", head_dim, args.rms_norm_eps)?,
+                head_dim,
             })
         };
         let leaves = i64::try_from(layer).is_ok_and(|layer| layer == args.candidate_source_layer_id);
@@ -773,15 +833,15 @@ impl Indexer {
         })
     }
 
-    /// For each position of `x`, from `position` on.
-    fn choose(&self, x: &Array, squeezed: &Array, position: i32, shared: &mut Shared) -> Result<()> {
+    /// For each position of `x`.
+    fn choose(&self, x: &Array, squeezed: &Array, offset: &Offset, shared: &mut Shared) -> Result<()> {
         let Some(keys) = &shared.index else {
             shared.chosen = None;
             return Ok(());
         };
         let (length, groups) = (x.dim(1)?, keys.dim(1)?);
         let queries = split_heads(&self.q_b_proj.forward(squeezed)?, self.heads)?;
-        let queries = round_fp4(&self.place.forward(&queries, position)?, 32, false)?;
+        let queries = round_fp4(&self.place.forward(&queries, offset)?, 32, false)?;
         let wide = |x: &Array| ops::astype(x, Dtype::Float32);
         let keys = ops::swapaxes(&ops::expand_dims(&wide(keys)?, 1)?, -1, -2)?;
         let products = ops::maximum(&ops::matmul(&wide(&queries)?, &keys)?, 0)?;
@@ -790,7 +850,7 @@ impl Indexer {
         let weights = ops::expand_dims(&ops::swapaxes(&weights, -1, -2)?, -1)?;
         let scores = ops::sum(&(products * weights)?, 1, false)?;
         // A position sees the groups that end with it or before.
-        let ends = (ops::arange(position, position + length, 1, Dtype::Int32)? + 1)?;
+        let ends = (offset.positions(length)? + 1)?;
         let closed = ops::expand_dims(&ops::floor_divide(&ends, Array::from(self.ratio))?, -1)?;
         let visible = ops::less(&ops::arange(0, groups, 1, Dtype::Int32)?, &closed)?;
         let mut scores = ops::where_(&visible, &scores, f32::NEG_INFINITY)?;
@@ -813,7 +873,7 @@ impl Indexer {
 }
 
 /// The groups of the blocks with the best scores `[batch, length, groups]`, `bool` of the same shape, of which
-/// `closed`, `[length, 1]`, are there. The newest block is among them: it is not full yet.
+/// `closed`, `[length, 1]` or `[batch, length, 1]`, are there. The newest block is among them: it is not full yet.
 fn candidates(scores: &Array, closed: &Array, [count, size]: [i32; 2]) -> Result<Array> {
     let groups = scores.dim(-1)?;
     let blocks = (groups + size - 1) / size;

@@ -114,6 +114,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         scale: args.query_pre_attn_scalar.powf(-0.5),
         cap: args.attn_logit_softcapping,
         window: args.window(layer),
+        keeps_all: true,
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })
 }

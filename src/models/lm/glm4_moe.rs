@@ -121,6 +121,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         k_norm: norm("k_norm")?,
         rope: Some(Rope::new(args.rope.dims(args.sizes.head_dim(), part)?, &args.rope, 10_000.0)?),
         window: args.window(layer),
+        keeps_all: true,
         ..args.sizes.attention(w)?
     })
 }

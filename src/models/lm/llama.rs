@@ -90,6 +90,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     Ok(Attention {
         rope: turns.then(|| Rope::new(args.sizes.head_dim(), &rope, 10_000.0)).transpose()?,
         window: args.window(layer),
+        keeps_all: args.layer_types.is_none(),
         growth: rope.query_growth()?,
         scale: args.attention_multiplier.unwrap_or(attention.scale),
         ..attention

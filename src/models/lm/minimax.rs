@@ -1,17 +1,57 @@
-//! MiniMax M2: norms over all heads at once, a part of each head turns, experts without a shared one.
+//! MiniMax M2: norms over all heads at once, a part of each head turns, experts without a shared one. The
+//! first MiniMax has the same `model_type`.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
+use super::minimax_01;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
+use crate::models::LanguageModel;
 use crate::models::blocks::{
     Attention, Block, BlockNames, Decoder, ExpertCount, Moe, MoeNames, Routing, Scoring, Sizes,
 };
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
+#[derive(Debug, Clone)]
+pub enum Args {
+    /// That of a model with linear attention.
+    First(minimax_01::Args),
+    /// That of one without.
+    Second(Second),
+}
+
+impl<'de> Deserialize<'de> for Args {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let config = Value::deserialize(deserializer)?;
+        let has = |key: &str, value: Value| config[key].as_array().is_some_and(|list| list.contains(&value));
+        // transformers writes the factors always.
+        let first = has("attn_type_list", 0.into())
+            || has("layer_types", "linear_attention".into())
+            || config.get("linear_attn_alpha_factor").is_some();
+        match first {
+            true => serde_json::from_value(config).map(Args::First),
+            false => serde_json::from_value(config).map(Args::Second),
+        }
+        .map_err(D::Error::custom)
+    }
+}
+
+impl Args {
+    /// Fails for sizes that no model has.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Args::First(args) => args.check(),
+            Args::Second(args) => args.check(),
+        }
+    }
+}
+
+/// The config of MiniMax M2.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Args {
+pub struct Second {
     #[serde(flatten)]
     sizes: Sizes,
     num_experts_per_tok: i32,
@@ -20,8 +60,6 @@ pub struct Args {
     rotary_dim: Option<i32>,
     #[serde(default = "yes")]
     use_qk_norm: bool,
-    /// The first MiniMax, whose linear attention is not here, has it.
-    attn_type_list: Option<Vec<u8>>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -30,15 +68,9 @@ fn yes() -> bool {
     true
 }
 
-impl Args {
-    /// Fails for sizes that no model has.
-    pub fn check(&self) -> Result<()> {
-        let linear = self.attn_type_list.as_ref().is_some_and(|types| types.contains(&0));
-        self.sizes
-            .checks("minimax")
-            .that(!linear, || "`attn_type_list` has linear attention, which is not supported".to_owned())
-            .routing(self.experts.get(), &self.routing())
-            .done()
+impl Second {
+    fn check(&self) -> Result<()> {
+        self.sizes.checks("minimax").routing(self.experts.get(), &self.routing()).done()
     }
 
     fn routing(&self) -> Routing {
@@ -48,6 +80,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
+    let args = match args {
+        Args::First(args) => return minimax_01::rules(args),
+        Args::Second(args) => args,
+    };
     let next = format!("model.layers.{}.*", args.sizes.num_hidden_layers);
     let rules = args.sizes.rules();
     rules
@@ -56,10 +92,17 @@ pub fn rules(args: &Args) -> Rules {
 }
 
 /// The model.
-pub type Model = Decoder<Block<Attention, Moe>>;
+pub type Model = Box<dyn LanguageModel>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+    match args {
+        Args::First(args) => Ok(Box::new(minimax_01::model(args, w)?)),
+        Args::Second(args) => Ok(Box::new(second(args, w)?)),
+    }
+}
+
+fn second(args: &Second, w: &Weights) -> Result<Decoder<Block<Attention, Moe>>> {
     args.check()?;
     let (sizes, names) = (&args.sizes, BlockNames::MIXTRAL);
     let moe = MoeNames { correction: Some("e_score_correction_bias"), ..MoeNames::PLAIN };
@@ -70,7 +113,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     })
 }
 
-fn attention(args: &Args, w: &Weights) -> Result<Attention> {
+fn attention(args: &Second, w: &Weights) -> Result<Attention> {
     let sizes = &args.sizes;
     let norm = |name, heads| if args.use_qk_norm { sizes.heads_norm(w, name, heads) } else { Ok(None) };
     let turning = args.rotary_dim.map_or_else(|| args.rope.dims(sizes.head_dim(), 1.0), Ok)?;

@@ -113,6 +113,7 @@ fn attention(args: &Args, w: &Weights) -> Result<Attention> {
     Ok(Attention {
         rope: Some(Rope::new(head_dim, &args.rope, 1e6)?),
         window: args.sliding_window,
+        keeps_all: true,
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })
 }

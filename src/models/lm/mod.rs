@@ -60,6 +60,7 @@ pub mod mimo_v2_flash;
 pub mod minicpm;
 pub mod minicpm3;
 pub mod minimax;
+pub mod minimax_01;
 pub mod minimax_m3;
 pub mod minimax_m3_vl;
 pub mod mistral3;

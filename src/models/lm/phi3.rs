@@ -82,6 +82,7 @@ fn attention(args: &Args, w: &Weights) -> Result<Attention> {
     Ok(Attention {
         rope: Some(Rope::new(args.rope.dims(head_dim, 1.0)?, &args.rope, 10_000.0)?),
         window: args.sliding_window,
+        keeps_all: true,
         ..Attention::fused(w, names, Qkv::Joined, args.hidden_size, sizes)?
     })
 }

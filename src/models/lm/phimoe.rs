@@ -88,6 +88,7 @@ fn attention(args: &Args, w: &Weights) -> Result<Attention> {
     Ok(Attention {
         rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
         window: args.sliding_window,
+        keeps_all: true,
         ..Attention::new(w, dims, heads, args.num_key_value_heads, head_dim)?
     })
 }

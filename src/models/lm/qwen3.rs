@@ -69,6 +69,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         k_norm: norm("k_norm")?,
         rope: Some(Rope::new(args.sizes.head_dim(), &args.rope, 10_000.0)?),
         window: args.window(layer),
+        keeps_all: true,
         ..args.sizes.attention(w)?
     })
 }

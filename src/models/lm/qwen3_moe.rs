@@ -88,7 +88,7 @@ impl Args {
     }
 
     fn routing(&self) -> Routing {
-        let normalize = self.norm_topk_prob.unwrap_or(self.is("mellum"));
+        let normalize = self.is("qwen3_vl") || self.norm_topk_prob.unwrap_or(self.is("mellum"));
         Routing { normalize, ..Routing::new(self.num_experts_per_tok, Scoring::Softmax) }
     }
 
@@ -152,6 +152,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         norms_all_heads: all_heads,
         rope: Some(Rope::new(sizes.head_dim(), &rope, 10_000.0)?),
         window,
+        keeps_all: !args.is("mellum"),
         ..sizes.attention(w)?
     })
 }

@@ -73,6 +73,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         let attention = Attention {
             rope: Some(rope.clone()),
             window: args.sliding_window,
+            keeps_all: true,
             ..Attention::new(&w.pp("self_attn"), dims, heads, args.num_key_value_heads, head_dim)?
         };
         Ok(Block::new(
