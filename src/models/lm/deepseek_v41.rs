@@ -290,7 +290,7 @@ impl LanguageModel for Model {
         // Of the streams, the first layer reads the first.
         let first = ops::equal(&ops::arange(0, self.streams, 1, Dtype::Int32)?, 0)?;
         let mut reads = ops::astype(&first, Dtype::Float32)?;
-        let mut masks = Masks::new(length).expecting(cache.expected());
+        let mut masks = Masks::new(length).expecting(cache.expected()?);
         let mut shared = Shared::default();
         for (i, (layer, cache)) in
             self.decoder.layers.iter().zip(cache.layers_mut(self.decoder.layers.len())?).enumerate()
