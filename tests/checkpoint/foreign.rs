@@ -31,6 +31,7 @@ fn dense(weight: &Weight) -> Array {
             let biases = biases.as_ref().map(f32);
             ops::dequantize(weight, &scales, biases.as_ref(), *how, None, Some(Dtype::Float32)).unwrap()
         }
+        Weight::Rotated { .. } => panic!("{weight:?}"),
     }
 }
 
@@ -38,6 +39,7 @@ fn how(weight: &Weight) -> Option<Quantization> {
     match weight {
         Weight::Dense(_) => None,
         Weight::Quantized { how, .. } => Some(*how),
+        Weight::Rotated { .. } => panic!("{weight:?}"),
     }
 }
 
