@@ -7,7 +7,7 @@ DEMO := target/demo
 # The folder of the generators of reference checkpoints.
 ORACLE ?= ../shared/oracle
 
-.PHONY: deps demo test test-large test-sanitize lint doc bench parity
+.PHONY: deps demo test test-large test-sanitize test-emulated lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
 	@scripts/deps
@@ -26,6 +26,9 @@ test-large: deps ## Memory that a checkpoint of 1 GB takes to load and to conver
 
 test-sanitize: deps ## The kernels' tests under AddressSanitizer, which must catch a planted overflow first
 	scripts/test-sanitize
+
+test-emulated: deps ## The kernels' tests on a CPU with AVX-512, emulated by Bochs: see scripts/test-emulated. Slow
+	scripts/test-emulated $(CPU)
 
 lint: deps ## Formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

@@ -16,9 +16,9 @@ pub enum Path {
     Portable,
     /// x86 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with AVX-512 F, BW, DQ and VL; with BF16 where the CPU has it.
+    /// The same with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same with AVX-512 BF16 and AMX-BF16, on Linux.
+    /// The same with AMX-BF16, on Linux.
     Amx,
 }
 
@@ -54,7 +54,7 @@ impl Path {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            Self::Amx => false,
+            Self::Amx => Self::Avx512.is_available() && super::product::cpu::amx::available(),
         }
     }
 
@@ -100,7 +100,7 @@ pub fn force<R>(path: Path, f: impl FnOnce() -> R) -> Result<R> {
     Ok(f())
 }
 
-/// The path of this thread: the forced one, or the fastest of this machine.
+/// The path of this thread: the forced one, or the fastest proven one of this machine.
 pub(super) fn current() -> Path {
     FORCED.get().unwrap_or_else(fastest)
 }
@@ -112,9 +112,13 @@ pub(crate) fn active_of(has: &[Path]) -> Path {
     below.unwrap_or(current.min(Path::Portable))
 }
 
+/// The greatest path that is taken unasked. Those beyond it have not passed their tests on a CPU that has
+/// them, real or emulated, and are there to be forced.
+const PROVEN: Path = Path::Avx2;
+
 fn fastest() -> Path {
     static FASTEST: LazyLock<Path> = LazyLock::new(|| {
-        let available = Path::ALL.into_iter().rev().find(|p| p.is_available());
+        let available = Path::ALL.into_iter().rev().find(|&p| p <= PROVEN && p.is_available());
         available.unwrap_or(Path::Reference)
     });
     *FASTEST

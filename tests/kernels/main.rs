@@ -39,9 +39,17 @@ fn rounded(values: &[f64], shape: &[i32], dtype: Dtype) -> (Array, Vec<f64>) {
     (array, values)
 }
 
-/// The paths that this machine has besides the reference.
+/// The paths that this machine has besides the reference; of those, the ones that `MLXPORT_TEST_PATHS` names if
+/// it is set, for machines that are slow.
 fn fast_paths() -> Vec<Path> {
-    Path::ALL[1..].iter().copied().filter(|p| p.is_available()).collect()
+    let named = std::env::var("MLXPORT_TEST_PATHS").ok();
+    let wanted = |p: &Path| named.as_ref().is_none_or(|names| names.split(',').any(|name| name == p.name()));
+    Path::ALL[1..].iter().copied().filter(|p| p.is_available() && wanted(p)).collect()
+}
+
+/// How many cases a property is tried on: `count`, or `PROPTEST_CASES` if that is less.
+fn cases(count: u32) -> u32 {
+    count.min(ProptestConfig::default().cases)
 }
 
 /// Random numbers that `f` makes of those between -1 and 1, and their array in memory as `lies` says.

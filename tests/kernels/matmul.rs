@@ -82,7 +82,7 @@ const BATCHES: [(&[i32], &[i32]); 7] =
     [(&[], &[]), (&[3], &[]), (&[], &[2]), (&[2], &[2]), (&[1], &[3]), (&[0], &[]), (&[4], &[1])];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::cases(64), ..ProptestConfig::default() })]
 
     #[test]
     fn products_are_as_exact_as_the_reference(
@@ -164,6 +164,26 @@ proptest! {
         let wide = |x: &Array| ops::astype(x, Dtype::Float32);
         let reference = || ops::astype(&ops::gather_mm(&wide(&a)?, &wide(&b)?, lhs, rhs, false)?, dtype);
         check(&expected, 1.0, || ops::gather_mm(&a, &b, lhs, rhs, false), reference)?;
+    }
+}
+
+#[test]
+fn long_and_tiny_products_are_as_exact_as_the_reference() {
+    let half = [(Dtype::Float16, [0, 0])];
+    let tiny =
+        [[0, 0], [-62, -62], [-125, 20], [10, -130], [-40, -5]].map(|powers| (Dtype::Bfloat16, powers));
+    for (i, (dtype, powers)) in half.into_iter().chain(tiny).enumerate() {
+        let [m, n, k] = [40, 70, 1100];
+        let mut numbers = Numbers(i as u64);
+        let mut operand = |shape: [usize; 2], power: i32| {
+            let values: Vec<f64> =
+                numbers.values(shape[0] * shape[1]).iter().map(|v| v * 2f64.powi(power)).collect();
+            rounded(&values, &shape.map(|size| size as i32), dtype)
+        };
+        let ((a, a_values), (b, b_values)) = (operand([m, k], powers[0]), operand([k, n], powers[1]));
+        let product = exact(&a_values, &b_values, [1, 1], [m, n, k]);
+        let f = || ops::matmul(&a, &b);
+        check(&product, 2f64.powi(powers[0] + powers[1]), f, f).unwrap();
     }
 }
 

@@ -156,7 +156,7 @@ fn unit_values(random: &mut Numbers) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::cases(64), ..ProptestConfig::default() })]
 
     #[test]
     fn every_path_is_as_exact_as_the_reference(
@@ -230,7 +230,7 @@ impl Several {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::cases(48), ..ProptestConfig::default() })]
 
     #[test]
     fn picked_and_untransposed_products_are_as_exact_as_the_reference(

@@ -78,7 +78,7 @@ fn first(outputs: Result<Vec<Array>>) -> Result<Array> {
 
 /// The path of a product of the first two, unless MLX's own is to be taken.
 fn path_for(operands: &[&Array], only_halves: bool) -> Option<Path> {
-    let path = active_of(&[Path::Avx2]);
+    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Amx]);
     let half = |x: &&Array| matches!(x.dtype(), Dtype::Float16 | Dtype::Bfloat16);
     let case = operands.iter().all(|x| half(x) || x.dtype() == Dtype::Float32)
         && (!only_halves || operands[..2].iter().any(half))
@@ -189,7 +189,7 @@ fn few_vectors(path: Path, few: Side<'_>, many: Side<'_>, dense: Dense<'_>, k: u
     }
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => {
+        Path::Avx2 | Path::Avx512 | Path::Amx => {
             use super::product::cpu::avx2::{add_rows, dot_rows};
             let (n, at) = (many.count, dense.origin);
             Some(match (dense.numbers, many.across) {

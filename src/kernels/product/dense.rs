@@ -26,6 +26,15 @@ impl<'a> Numbers<'a> {
         })
     }
 
+    /// Of how many `bfloat16` each number is the sum.
+    fn parts(self) -> usize {
+        match self {
+            Self::Float32(_) => 3,
+            Self::Float16(_) => 2,
+            Self::Bfloat16(_) => 1,
+        }
+    }
+
     /// Number `at`.
     pub fn get(self, at: usize) -> f32 {
         match self {
@@ -77,6 +86,10 @@ impl Lines for Dense<'_> {
             *out = self.numbers.get(self.place(line, start + i));
         }
     }
+
+    fn parts(&self) -> usize {
+        self.numbers.parts()
+    }
 }
 
 /// Lines that begin at these places.
@@ -90,5 +103,9 @@ impl Lines for Picked<'_> {
     fn read(&self, line: usize, start: usize, out: &mut [f32]) {
         let Self { numbers, step, .. } = *self;
         Dense { numbers, origin: self.origins[line], line: 0, step }.read(0, start, out);
+    }
+
+    fn parts(&self) -> usize {
+        self.numbers.parts()
     }
 }

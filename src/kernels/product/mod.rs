@@ -22,6 +22,11 @@ use super::pool;
 pub(crate) trait Lines: Sync {
     /// Elements `start..start + out.len()` of a line; both are multiples of 16, or end with the line.
     fn read(&self, line: usize, start: usize, out: &mut [f32]);
+
+    /// Of how many `bfloat16` each number is the sum, as closely as the result needs it.
+    fn parts(&self) -> usize {
+        3
+    }
 }
 
 /// One side of a product: `count` vectors of length `k`.
@@ -49,33 +54,53 @@ const STRIP: usize = 128;
 pub(crate) fn product(path: Path, a: Side<'_>, b: Side<'_>, k: usize, store: &mut dyn FnMut(&Sums)) {
     let turned = a.count > b.count;
     let (few, many) = if turned { (b, a) } else { (a, b) };
-    let width = strip_width(many.count);
-    let strips = many.count.div_ceil(width);
+    // Of more parts there would be more products than `float32` needs.
+    let parts = [few, many].map(|side| side.lines.parts());
+    let path = if parts.iter().any(|&parts| parts > 2) { path.min(Path::Avx512) } else { path };
+    let width = strip_width(many.count).max(if path == Path::Amx { 32 } else { SLIVER });
     for first in (0..few.count).step_by(BLOCK) {
-        let count = BLOCK.min(few.count - first);
-        let panels = pack_panels(few, first, count, k);
-        let mut values = vec![0.0f32; strips * count * width];
-        pool::for_each_piece(&mut values, count * width, |strip, sums| {
-            let start = strip * width;
-            let filled = width.min(many.count - start);
-            let mut slivers = vec![0.0; width * DEPTH.min(k)];
-            let mut lines = vec![0.0; (SLIVER * DEPTH).max(width)];
-            for k_start in (0..k).step_by(DEPTH) {
-                let depth = DEPTH.min(k - k_start);
-                pack_slivers(path, many, start..start + filled, k_start, depth, &mut lines, &mut slivers);
-                let panels = &panels[k_start * count.next_multiple_of(PANEL)..];
-                multiply(
-                    path,
-                    panels,
-                    &slivers[..filled.next_multiple_of(SLIVER) * depth],
-                    depth,
-                    count,
-                    sums,
-                );
-            }
-        });
-        store(&Sums { values, width, few: first..first + count, many: many.count, turned });
+        let vectors = first..few.count.min(first + BLOCK);
+        let mut values = block(path, few, vectors.clone(), many, k, width);
+        // An infinity may have met a zero that is but a part of a number.
+        if path == Path::Amx && parts != [1, 1] && values.iter().any(|value| !value.is_finite()) {
+            let again = block(Path::Avx512, few, vectors.clone(), many, k, width);
+            let wrong = values.iter_mut().zip(again).filter(|(value, _)| !value.is_finite());
+            wrong.for_each(|(value, again)| *value = again);
+        }
+        store(&Sums { values, width, few: vectors, many: many.count, turned });
     }
+}
+
+/// The products of vectors of the smaller side with all of the larger, `[many / width, few, width]`.
+fn block(
+    path: Path,
+    few: Side<'_>,
+    vectors: std::ops::Range<usize>,
+    many: Side<'_>,
+    k: usize,
+    width: usize,
+) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if path == Path::Amx {
+        return cpu::amx::block(few, vectors, many, k, width);
+    }
+    let count = vectors.len();
+    let panels = pack_panels(few, vectors.start, count, k);
+    let mut values = vec![0.0f32; many.count.div_ceil(width) * count * width];
+    pool::for_each_piece(&mut values, count * width, |strip, sums| {
+        let start = strip * width;
+        let filled = width.min(many.count - start);
+        let mut slivers = vec![0.0; width * DEPTH.min(k)];
+        let mut lines = vec![0.0; (SLIVER * DEPTH).max(width)];
+        for k_start in (0..k).step_by(DEPTH) {
+            let depth = DEPTH.min(k - k_start);
+            pack_slivers(path, many, start..start + filled, k_start, depth, &mut lines, &mut slivers);
+            let panels = &panels[k_start * count.next_multiple_of(PANEL)..];
+            let slivers = &slivers[..filled.next_multiple_of(SLIVER) * depth];
+            multiply(path, panels, slivers, depth, count, sums);
+        }
+    });
+    values
 }
 
 /// The widest strip that leaves every thread some of `many` vectors. Results do not depend on it.
@@ -152,6 +177,10 @@ pub(crate) fn pack_slivers(
 
 /// Adds the product of panels and slivers to `sums`, `[count, width]`.
 fn multiply(path: Path, panels: &[f32], slivers: &[f32], depth: usize, count: usize, sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if path >= Path::Avx512 {
+        return cpu::avx512::multiply(panels, slivers, depth, count, sums);
+    }
     let width = sums.len() / count;
     for near in (0..count).step_by(NEAR) {
         for (s, sliver) in slivers.chunks_exact(depth * SLIVER).enumerate() {

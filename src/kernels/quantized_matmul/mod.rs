@@ -13,7 +13,7 @@ use std::sync::Once;
 use self::cpu::Batch;
 pub(super) use self::cpu::{Matrix, Scales, Weights};
 use super::path::{Path, active_of};
-use super::product::{Dense, Numbers, Side, Sums, picks, product};
+use super::product::{Lines, Numbers, Side, Sums, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
@@ -79,7 +79,7 @@ fn path_for(
     transpose: bool,
     how: Quantization,
 ) -> Option<Path> {
-    let path = active_of(&[Path::Avx2]);
+    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Amx]);
     let on_cpu = current_device().kind == DeviceKind::Cpu;
     if path == Path::Reference || !on_cpu || !suits(x, w, scales, biases, transpose, how) {
         return None;
@@ -139,6 +139,9 @@ impl QuantizedMatmul {
                 .for_each(|(row, pair)| numbers.read(origin + pair[0] * k, row));
             let powers = moderate(&mut values, k);
             let plain = powers.iter().all(|&p| p == 1.0);
+            // What AMX leaves of the weights is enough for a result in half precision only.
+            let single = out.dtype() == Dtype::Float32;
+            let path = if single { self.path.min(Path::Avx512) } else { self.path };
             let mut result = Ok(());
             let mut store = |sums: &Sums| {
                 let finish = |m: usize, _: usize, row: &mut [f32]| {
@@ -159,11 +162,10 @@ impl QuantizedMatmul {
             if self.transpose && pairs.len() <= FEW {
                 store(&self.few(&w.w, &values));
             } else {
-                let numbers = Numbers::Float32(&values);
-                let lines = Dense { numbers, origin: 0, line: k as isize, step: 1 };
+                let lines = Rows { values: &values, k, dtype: x.dtype() };
                 let x = Side { lines: &lines, count: pairs.len(), across: false };
                 let w = Side { lines: &w, count: n, across: !self.transpose };
-                product(self.path, x, w, k, &mut store);
+                product(path, x, w, k, &mut store);
             }
             result?;
         }
@@ -179,9 +181,32 @@ impl QuantizedMatmul {
         match self.path {
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => cpu::avx2::product(w, x, &mut values, grain),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 | Path::Amx => cpu::avx512::product(w, x, &mut values, grain),
             _ => cpu::portable::product(w, x, &mut values, grain),
         }
         Sums { values, width: count, few: 0..n, many: count, turned: true }
+    }
+}
+
+/// Rows of `x` as `float32`, and of which dtype they were.
+struct Rows<'a> {
+    values: &'a [f32],
+    k: usize,
+    dtype: Dtype,
+}
+
+impl Lines for Rows<'_> {
+    fn read(&self, line: usize, start: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[line * self.k + start..][..out.len()]);
+    }
+
+    fn parts(&self) -> usize {
+        match self.dtype {
+            Dtype::Bfloat16 => 1,
+            Dtype::Float16 => 2,
+            _ => 3,
+        }
     }
 }
 

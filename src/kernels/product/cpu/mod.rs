@@ -2,7 +2,13 @@
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(crate) mod avx512;
 
 use crate::kernels::path::Path;
 
@@ -16,7 +22,7 @@ pub(crate) const SLIVER: usize = 16;
 pub(crate) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => avx2::tile(panel, sliver, rows, out, stride),
+        Path::Avx2 | Path::Avx512 | Path::Amx => avx2::tile(panel, sliver, rows, out, stride),
         _ => portable_tile(panel, sliver, rows, out, stride),
     }
 }
@@ -39,7 +45,7 @@ fn portable_tile(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], st
 pub(super) fn interleave(path: Path, lines: &[f32], out: &mut [f32]) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => avx2::interleave(lines, out),
+        Path::Avx2 | Path::Avx512 | Path::Amx => avx2::interleave(lines, out),
         _ => {
             let depth = lines.len() / SLIVER;
             for (i, out) in out.chunks_exact_mut(SLIVER).enumerate() {

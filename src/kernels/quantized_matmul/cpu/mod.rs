@@ -3,6 +3,9 @@
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(super) mod avx512;
 pub(super) mod portable;
 
 use half::slice::HalfFloatSliceExt;
@@ -89,9 +92,14 @@ impl Lines for Matrix<'_> {
     fn read(&self, line: usize, start: usize, out: &mut [f32]) {
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => avx2::decode(&self.w, line, start, out),
+            Path::Avx2 | Path::Avx512 | Path::Amx => avx2::decode(&self.w, line, start, out),
             _ => portable::decode(&self.w, line, start, out),
         }
+    }
+
+    /// Enough for a result in half precision.
+    fn parts(&self) -> usize {
+        2
     }
 }
 
