@@ -44,6 +44,15 @@ typedef struct mlxport_kernel_ {
       void* message);
   // The same in operations of MLX. Returns 0, or 1 after keeping an error.
   int (*reference)(void* payload, mlx_vector_array* res, mlx_vector_array inputs);
+  // Gradients of the primals that `argnums` names; none where those of the reference are to be taken. Returns 0, or 1
+  // after keeping an error.
+  int (*vjp)(
+      void* payload,
+      mlx_vector_array* res,
+      mlx_vector_array primals,
+      mlx_vector_array cotangents,
+      const int* argnums,
+      size_t count);
   void (*release)(void* payload);
 } mlxport_kernel;
 

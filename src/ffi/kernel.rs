@@ -60,6 +60,7 @@ pub(crate) fn apply_kernel(kernel: Box<dyn CustomKernel>, inputs: &[&Array]) -> 
         outputs: Some(outputs),
         run: Some(run),
         reference: Some(reference),
+        vjp: Some(vjp),
         release: Some(release),
     };
     let mut out = VectorArray::empty();
@@ -142,6 +143,30 @@ extern "C" fn reference(
         let outputs = kernel.reference(&inputs)?;
         // SAFETY: `res` is a live list of C++.
         unsafe { closure::fill(res, &outputs) }
+    })
+}
+
+extern "C" fn vjp(
+    payload: *mut c_void,
+    res: *mut sys::mlx_vector_array,
+    primals: sys::mlx_vector_array,
+    cotangents: sys::mlx_vector_array,
+    argnums: *const c_int,
+    count: usize,
+) -> c_int {
+    closure::guarded(|| {
+        // SAFETY: MLX lends live lists and `count` integers, and holds the payload.
+        let (kernel, primals, cotangents, argnums) = unsafe {
+            (
+                kernel_of(payload),
+                super::arrays_of(primals)?,
+                super::arrays_of(cotangents)?,
+                lent(argnums, count),
+            )
+        };
+        let Some(gradients) = kernel.vjp(&primals, &cotangents, argnums)? else { return Ok(()) };
+        // SAFETY: `res` is a live list of C++.
+        unsafe { closure::fill(res, &gradients) }
     })
 }
 

@@ -8,8 +8,9 @@ use crate::ffi;
 /// An operation with an implementation in Rust for the CPU and a reference in operations of MLX.
 ///
 /// [`apply`] adds it to the lazy graph. On a CPU stream [`cpu`](Self::cpu) computes it; on a GPU stream
-/// [`metal`](Self::metal) does if it has a case for the inputs, else the reference. Gradients, `vmap` and
-/// exported functions go through the reference too, so all must compute the same.
+/// [`metal`](Self::metal) does if it has a case for the inputs, else the reference. `vmap` and exported
+/// functions go through the reference too, and gradients unless [`vjp`](Self::vjp) has its own, so all must
+/// compute the same.
 ///
 /// [`cpu`](Self::cpu) runs on MLX's thread for the stream, where arrays must not be used: an attempt
 /// panics. A panic or an error there comes back from `eval`, and the stream can be used again.
@@ -31,6 +32,11 @@ pub trait CustomKernel: Send + Sync + 'static {
 
     /// The same in operations of MLX.
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>>;
+
+    /// Gradients of the inputs that `argnums` names, from those of the outputs; `None` for the reference's.
+    fn vjp(&self, _inputs: &[Array], _cotangents: &[Array], _argnums: &[i32]) -> Result<Option<Vec<Array>>> {
+        Ok(None)
+    }
 
     /// Whether [`cpu`](Self::cpu) reads input `index`, one of the first 64, by its strides. Other
     /// inputs are copied where they are not row-contiguous.

@@ -5,6 +5,7 @@ use super::{Module, Rotation};
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::ops::{self, Quantization, QuantizationMode};
 
 /// A matrix `[rows, columns]`, or several of them, `[..., rows, columns]`, dense or quantized along the
@@ -128,9 +129,7 @@ impl Weight {
         match self {
             Weight::Dense(weight) => ops::take(weight, ids, 0),
             Weight::Quantized { weight, scales, biases, how } => {
-                let biases = biases.as_ref().map(|b| ops::take(b, ids, 0)).transpose()?;
-                let (weight, scales) = (ops::take(weight, ids, 0)?, ops::take(scales, ids, 0)?);
-                ops::dequantize(&weight, &scales, biases.as_ref(), *how, None, None)
+                kernels::quantized_rows(weight, scales, biases.as_ref(), *how, ids)
             }
             Weight::Rotated { weight, rotation } => rotation.back(&weight.rows(ids)?),
         }

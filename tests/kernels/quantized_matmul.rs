@@ -1,6 +1,7 @@
 //! `quantized_matmul` against an oracle in `f64` that decodes the weights by itself.
 
 use mlxport::kernels::{self, Path};
+use mlxport::nn::Weight;
 use mlxport::ops::{self, Quantization, QuantizationMode};
 use mlxport::{Array, Dtype, transforms};
 use proptest::prelude::*;
@@ -336,16 +337,17 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
-    for (i, how) in quantizations().into_iter().enumerate() {
-        let case = Case::new(how, [Dtype::Float32; 2], &[12], 6, 5, i as u64, unit_values);
+    for (i, how) in quantizations().into_iter().flat_map(|how| [how; 2]).enumerate() {
+        let dtype = [Dtype::Float32, Dtype::Bfloat16][i % 2];
+        let case = Case::new(how, [dtype; 2], &[12], 6, 5, i as u64, unit_values);
         for path in fast_paths() {
-            let all = case.on(path).to_vec::<f32>().unwrap();
+            let all = to_f64(&case.on(path));
             for m in [0, 3, 8, 11] {
                 let k = case.x.shape()[1];
                 let x = ops::slice(&case.x, &[m, 0], &[m + 1, k], &[1, 1]).unwrap();
                 let alone =
                     || ops::quantized_matmul(&x, &case.w, &case.scales, case.biases.as_ref(), true, how);
-                let alone = kernels::force(path, alone).unwrap().unwrap().to_vec::<f32>().unwrap();
+                let alone = to_f64(&kernels::force(path, alone).unwrap().unwrap());
                 assert_eq!(alone, all[m as usize * 6..][..6], "{path} {how:?} row {m}");
             }
         }
@@ -370,24 +372,120 @@ fn operands_may_be_strided() {
 
 #[test]
 fn the_gradient_is_that_of_the_product() {
-    for how in [Quantization::affine(64, 4), QuantizationMode::Mxfp4.into()] {
-        let case = Case::new(how, [Dtype::Float32; 2], &[3], 64, 2, 11, unit_values);
-        let (k, n) = (case.x.shape()[1] as usize, 64);
-        let weight = ops::reshape(&ops::arange(0, 3 * n, 1, Dtype::Float32).unwrap(), &[3, n]).unwrap();
-        let loss = |x: &Array| {
-            let y = ops::quantized_matmul(x, &case.w, &case.scales, case.biases.as_ref(), true, how)?;
-            ops::sum(&(y * &weight)?, .., false)
-        };
-        let exact: Vec<f64> = (0..3)
-            .flat_map(|m| (0..k).map(move |i| (m, i)))
-            .map(|(m, i)| {
-                (0..n as usize).map(|r| (m * n as usize + r) as f64 * case.decoded[r * k + i]).sum()
-            })
-            .collect();
-        for path in fast_paths() {
-            let grad = kernels::force(path, || transforms::grad(loss, &case.x)).unwrap().unwrap();
-            crate::support::assert_close(&grad, &exact, crate::support::REDUCTION);
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for transpose in [true, false] {
+            let all = Several::new(how, Dtype::Float32, transpose, 13, 2, i as u64);
+            let [k, n] = all.sizes();
+            let numbers = &mut Numbers(i as u64);
+            let [(x, _), (weight, weights)] = [k, n].map(|size| numbers.array(&[3, 2, size]));
+            let turned = Several { transpose: !transpose, ..all };
+            let one = &turned.cases[0];
+            let exact = turned.exact(&weights, 0);
+            let loss = |x: &Array| {
+                let y = ops::quantized_matmul(x, &one.w, &one.scales, one.biases.as_ref(), transpose, how)?;
+                ops::sum(&(y * &weight)?, .., false)
+            };
+            let gradient = || transforms::grad(loss, &x);
+            check(&exact, turned.scale(), gradient, gradient).unwrap();
+
+            // Matrices picked by two indices; the first is picked twice.
+            let (lhs, rhs) = ([2u32, 0, 2], [1u32, 1, 0]);
+            let [left, right] = [lhs, rhs].map(|i| Array::from_slice(&i, &[3]).unwrap());
+            let mut expected = vec![0.0; 3 * 2 * k as usize];
+            let rows = weights.chunks_exact(2 * n as usize).zip(expected_places(&lhs, 2 * k as usize));
+            for ((dy, place), matrix) in rows.zip(rhs) {
+                let dx = turned.exact(dy, matrix as usize);
+                expected[place].iter_mut().zip(dx).for_each(|(all, dx)| *all += dx);
+            }
+            let (w, scales, biases) = (&turned.w, &turned.scales, turned.biases.as_ref());
+            let loss = |x: &Array| {
+                let (left, right) = (Some(&left), Some(&right));
+                let y = ops::gather_qmm(x, w, scales, biases, left, right, transpose, how, false)?;
+                ops::sum(&(y * &weight)?, .., false)
+            };
+            let gradient = || transforms::grad(loss, &x);
+            check(&expected, turned.scale(), gradient, gradient).unwrap();
         }
+    }
+}
+
+/// Where in `x` each picked matrix is, of `size` numbers.
+fn expected_places(picked: &[u32], size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    picked.iter().map(move |&i| i as usize * size..(i as usize + 1) * size)
+}
+
+#[test]
+fn gradients_of_scales_and_biases_are_the_reference_s() {
+    let how = Quantization::affine(32, 4);
+    let case = Case::new(how, [Dtype::Float32; 2], &[3], 5, 2, 4, unit_values);
+    let biases = case.biases.as_ref().unwrap();
+    let loss = |args: &[Array]| {
+        let y = ops::quantized_matmul(&case.x, &case.w, &args[0], Some(&args[1]), true, how)?;
+        ops::sum(&ops::square(&y)?, .., false)
+    };
+    let gradients = |path| {
+        let found = kernels::force(path, || transforms::value_and_grad(loss, [&case.scales, biases]));
+        found.unwrap().unwrap().1
+    };
+    let expected = gradients(Path::Reference);
+    for path in fast_paths() {
+        for (found, expected) in gradients(path).iter().zip(&expected) {
+            crate::support::assert_close(found, &to_f64(expected), crate::support::REDUCTION);
+        }
+    }
+}
+
+#[test]
+fn rows_are_looked_up() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for dtype in FLOATS {
+            let case = Case::new(how, [dtype; 2], &[1], 7, 3, i as u64, unit_values);
+            let k = case.x.shape()[1] as usize;
+            let ids = [0i32, 6, -1, 3, 7, 3];
+            let at = |id: &i32| id.rem_euclid(7) as usize * k;
+            let expected: Vec<f64> = ids.iter().flat_map(|id| case.decoded[at(id)..][..k].to_vec()).collect();
+            let ids = Array::from_slice(&ids, &[2, 3]).unwrap();
+            let weight = Weight::Quantized {
+                weight: case.w.clone(),
+                scales: case.scales.clone(),
+                biases: case.biases.clone(),
+                how,
+            };
+            check(&expected, 0.0, || weight.rows(&ids), || weight.rows(&ids)).unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn ternary_products_are_as_exact_as_the_reference(
+        bits in 1..=2i32,
+        dtype in prop::sample::select(&FLOATS[..]),
+        m in prop::sample::select(vec![1, 2, 5, 13]),
+        n in prop::sample::select(vec![1, 3, 4, 21]),
+        groups in 1..4i32,
+        units in prop::sample::select(vec![1, 2, 3, 4, 10]),
+        seed: u64,
+    ) {
+        let numbers = &mut Numbers(seed);
+        let (size, k) = (units * 32, groups * units * 32);
+        let codes: Vec<u32> = (0..n * k).map(|_| numbers.below(bits as usize + 1) as u32).collect();
+        let word = |codes: &[u32]| codes.iter().enumerate().fold(0, |w, (i, c)| w | c << (i as i32 * bits));
+        let words: Vec<u32> = codes.chunks_exact(32 / bits as usize).map(word).collect();
+        let w = Array::from_slice(&words, &[n, k * bits / 32]).unwrap();
+        let (scales, scale_values) = rounded(&numbers.values((n * groups) as usize), &[n, groups], dtype);
+        let (x, values) = rounded(&numbers.values((m * k) as usize), &[m, k], dtype);
+        let sign = |code: u32| if bits == 1 { 2.0 * f64::from(code) - 1.0 } else { f64::from(code) - 1.0 };
+        let weight = |row: usize, i: usize| {
+            sign(codes[row * k as usize + i]) * scale_values[row * groups as usize + i / size as usize]
+        };
+        let dot = |x: &[f64], row| x.iter().enumerate().map(|(i, x)| x * weight(row, i)).sum::<f64>();
+        let pairs = values.chunks_exact(k as usize).flat_map(|x| (0..n as usize).map(move |row| (x, row)));
+        let expected: Vec<f64> = pairs.map(|(x, row)| dot(x, row)).collect();
+        let f = || kernels::ternary_matmul(&x, &w, &scales, bits);
+        check(&expected, f64::from(k).sqrt(), f, f)?;
     }
 }
 
@@ -419,5 +517,22 @@ fn a_path_is_pinned_for_a_scope() {
     for path in Path::ALL {
         assert_eq!(path.name().parse::<Path>().unwrap(), path);
         assert_eq!(kernels::force(path, || ()).is_ok(), path.is_available());
+    }
+}
+
+#[test]
+fn outliers_take_nothing_from_the_numbers_beside_them() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+            for exponent in [3, 8, 13] {
+                let mut count = 0;
+                let value = |random: &mut Numbers| {
+                    count += 1;
+                    unit_values(random) * if count % 300 == 7 { 2f64.powi(exponent) } else { 1.0 }
+                };
+                let case = Case::new(how, [dtype; 2], &[4], 33, 768 / how.group_size, i as u64, value);
+                case.check(None).unwrap();
+            }
+        }
     }
 }

@@ -2,23 +2,27 @@
 //! picked from batches.
 //!
 //! Everything is computed in `float32`, whatever the dtypes are, so scales of another dtype than `x` are
-//! read as they are. Each output is summed in one fixed order, which does not depend on the number of
+//! read as they are. Few rows of half precision may be taken as integers, which lose less than rounding to
+//! half precision has cost them. Each output is summed in one fixed order, which does not depend on the number of
 //! threads, nor on the other rows of `x` as long as they are at most [`FEW`], or more than that.
 
 mod cpu;
 mod reference;
+mod rows;
 
 use std::sync::Once;
 
+pub(crate) use rows::quantized_rows;
+
 use self::cpu::Batch;
 pub(super) use self::cpu::{Matrix, Scales, Weights};
-use super::path::{Path, active_of};
+use super::path::{Path, active_of, force};
 use super::product::{Lines, Numbers, Side, Sums, picks, product};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
-use crate::ops::{Quantization, QuantizationMode};
+use crate::ops::{self, Quantization, QuantizationMode};
 
 /// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
 const FEW: usize = 12;
@@ -37,7 +41,8 @@ pub(crate) fn quantized_matmul(
     transpose: bool,
     how: Quantization,
 ) -> Result<Array> {
-    let Some(path) = path_for(x, w, scales, biases, transpose, how) else {
+    let path = path_for(x, w, scales, biases, transpose, how);
+    let Some(path) = path.filter(|_| w.ndim() == 2 || x.ndim() > 1) else {
         return reference::quantized_matmul(x, w, scales, biases, transpose, how);
     };
     let kernel = QuantizedMatmul { how, path, transpose, picked: w.ndim() > 2 };
@@ -98,19 +103,57 @@ fn suits(
     transpose: bool,
     how: Quantization,
 ) -> bool {
-    let floats = |a: &Array| matches!(a.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
-    let of_mode = match (how.mode, biases) {
-        (QuantizationMode::Affine, Some(biases)) => floats(scales) && floats(biases),
-        (QuantizationMode::Affine, None) | (_, Some(_)) => false,
-        (_, None) => scales.dtype() == Dtype::Uint8,
-    };
     let codes = w.shape().last().map(|&words| i64::from(words) * 32 / i64::from(how.bits));
     let inner = if transpose { codes } else { w.shape().iter().nth_back(1).map(|&rows| i64::from(rows)) };
-    of_mode
-        && floats(x)
+    floats_fit(scales, biases, how)
+        && is_float(x)
         && w.dtype() == Dtype::Uint32
         && w.ndim() >= 2
         && x.shape().last().map(|&k| i64::from(k)) == inner
+}
+
+fn is_float(a: &Array) -> bool {
+    matches!(a.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
+}
+
+/// Whether scales and biases are those of the mode.
+fn floats_fit(scales: &Array, biases: Option<&Array>, how: Quantization) -> bool {
+    match (how.mode, biases) {
+        (QuantizationMode::Affine, Some(biases)) => is_float(scales) && is_float(biases),
+        (QuantizationMode::Affine, None) | (_, Some(_)) => false,
+        (_, None) => scales.dtype() == Dtype::Uint8,
+    }
+}
+
+/// `x @ (w * scales).T` with codes of [`ternary_matmul`](super::ternary_matmul): affine ones, whose scales and
+/// biases follow from the one scale.
+pub(super) fn product_of_ternary(
+    path: Path,
+    bits: i32,
+    [x, w, scales]: [&View<'_>; 3],
+    out: &mut ViewMut<'_>,
+) -> Result<()> {
+    let (&[n, _], &[.., k], &[_, groups]) = (w.shape(), x.shape(), scales.shape()) else { return Ok(()) };
+    let [n, k, groups] = [n, k, groups].map(|size| size as usize);
+    if x.size() == 0 || n == 0 || groups == 0 {
+        return Ok(());
+    }
+    let size = k / groups;
+    let group_size = [128, 64, 32].into_iter().find(|group| size.is_multiple_of(*group)).unwrap_or(32);
+    let mut stored = vec![0.0; n * groups];
+    let (numbers, origin) = Numbers::of(scales)?;
+    numbers.read(origin, &mut stored);
+    let step = if bits == 1 { 2.0 } else { 1.0 };
+    let spread = |factor: f32| -> Vec<f32> {
+        stored.iter().flat_map(|scale| std::iter::repeat_n(scale * factor, size / group_size)).collect()
+    };
+    let (scales, biases) = (spread(step), spread(-1.0));
+    let how = Quantization::affine(group_size as i32, bits);
+    let codes = bytemuck::cast_slice(w.as_slice::<u32>()?);
+    let (scales, biases) = (Scales::Float32(&scales), Some(Scales::Float32(&biases)));
+    let w = Matrix { w: Weights { codes, scales, biases, how, n, k }, path };
+    let all: Vec<_> = (0..x.size() / k).map(|row| [row, row]).collect();
+    QuantizedMatmul { how, path, transpose: true, picked: false }.rows(w, x, &all, out)
 }
 
 struct QuantizedMatmul {
@@ -130,6 +173,7 @@ impl QuantizedMatmul {
     /// Rows of `x`, and the rows of the result that they give with matrix `w`.
     fn rows(&self, w: Matrix<'_>, x: &View<'_>, pairs: &[[usize; 2]], out: &mut ViewMut<'_>) -> Result<()> {
         let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
+        let digits = digits(out.dtype());
         for pairs in pairs.chunks(BLOCK) {
             let mut values = vec![0.0; pairs.len() * k];
             let (numbers, origin) = Numbers::of(x)?;
@@ -160,7 +204,7 @@ impl QuantizedMatmul {
                 }
             };
             if self.transpose && pairs.len() <= FEW {
-                store(&self.few(&w.w, &values));
+                store(&self.few(&w.w, &values, digits));
             } else {
                 let lines = Rows { values: &values, k, dtype: x.dtype() };
                 let x = Side { lines: &lines, count: pairs.len(), across: false };
@@ -173,14 +217,14 @@ impl QuantizedMatmul {
     }
 
     /// The products of a few rows of `x` with the codes of the weights.
-    fn few(&self, w: &Weights<'_>, x: &[f32]) -> Sums {
+    fn few(&self, w: &Weights<'_>, x: &[f32], digits: Option<u32>) -> Sums {
         let (n, k, count) = (w.n, w.k, x.len() / w.k);
         let mut values = vec![0.0; n * count];
         // A multiple of four rows of weights, which the fast path takes at a time.
         let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => cpu::avx2::product(w, x, &mut values, grain),
+            Path::Avx2 => cpu::avx2::product(w, x, &mut values, grain, digits),
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 | Path::Amx => cpu::avx512::product(w, x, &mut values, grain),
             _ => cpu::portable::product(w, x, &mut values, grain),
@@ -273,6 +317,35 @@ impl CustomKernel for QuantizedMatmul {
             _ => reference::quantized_matmul(x, w, scales, biases.first(), self.transpose, self.how),
         };
         y.map(|y| vec![y])
+    }
+
+    /// Of `x`: the product of the cotangent with the same weights, turned.
+    fn vjp(&self, inputs: &[Array], cotangents: &[Array], argnums: &[i32]) -> Result<Option<Vec<Array>>> {
+        let ([x, w, scales, rest @ ..], [dy], [0]) = (inputs, cotangents, argnums) else { return Ok(None) };
+        let (biases, indices) = self.split(rest);
+        let (biases, turned, how) = (biases.first(), !self.transpose, self.how);
+        let dx = force(self.path, || match (indices, x.shape()) {
+            ([left, right], &[ref batch @ .., m, k]) => {
+                let picked = gather_qmm(dy, w, scales, biases, None, Some(right), turned, how, false)?;
+                // A matrix that was picked several times gets the sum.
+                let row = m.checked_mul(k).ok_or_else(|| Error::argument(NAME, "matrices are too large"))?;
+                let (picked, left) = (ops::reshape(&picked, &[-1, row])?, ops::reshape(left, &[-1, 1])?);
+                let left = ops::broadcast_to(&left, picked.shape())?;
+                let none = ops::zeros(&[batch.iter().product(), row], picked.dtype())?;
+                ops::reshape(&ops::scatter_add_axis(&none, &left, &picked, 0)?, x.shape())
+            }
+            _ => quantized_matmul(dy, w, scales, biases, turned, how),
+        })??;
+        Ok(Some(vec![ops::astype(&dx, x.dtype())?]))
+    }
+}
+
+/// Bits of a number of half precision. If a result has it, so have all operands.
+fn digits(dtype: Dtype) -> Option<u32> {
+    match dtype {
+        Dtype::Bfloat16 => Some(8),
+        Dtype::Float16 => Some(11),
+        _ => None,
     }
 }
 

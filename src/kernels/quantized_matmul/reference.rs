@@ -19,6 +19,17 @@ pub(super) fn quantized_matmul(
     if x.size() == 0 || w.size() == 0 { ops::zeros(y.shape(), y.dtype()) } else { Ok(y) }
 }
 
+pub(super) fn quantized_rows(
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    how: Quantization,
+    ids: &Array,
+) -> Result<Array> {
+    let biases = biases.map(|b| ops::take(b, ids, 0)).transpose()?;
+    ops::dequantize(&ops::take(w, ids, 0)?, &ops::take(scales, ids, 0)?, biases.as_ref(), how, None, None)
+}
+
 #[allow(clippy::too_many_arguments)]
 pub(super) fn gather_qmm(
     x: &Array,

@@ -4,8 +4,10 @@
 mod metal;
 mod reference;
 
+use super::path::{Path, active_of};
 use super::{CustomKernel, Spec, View, ViewMut};
 use crate::array::{Array, Dtype};
+use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 
 const NAME: &str = "ternary_matmul";
@@ -36,14 +38,17 @@ pub fn ternary_matmul(x: &Array, w: &Array, scales: &Array, bits: i32) -> Result
         return Err(Error::argument(NAME, format!("{x:?} by {bits} bits in {w:?} with scales {scales:?}")));
     }
     let filled = x.size() > 0 && w.size() > 0;
-    if filled && super::metal::is_active() {
-        return Ok(super::apply(TernaryMatmul { bits }, [x, w, scales])?.swap_remove(0));
+    let path = active_of(&[Path::Avx2]);
+    let on_cpu = current_device().kind == DeviceKind::Cpu && path != Path::Reference;
+    if filled && (on_cpu || super::metal::is_active()) {
+        return Ok(super::apply(TernaryMatmul { bits, path }, [x, w, scales])?.swap_remove(0));
     }
     reference::ternary_matmul(x, w, scales, bits)
 }
 
 struct TernaryMatmul {
     bits: i32,
+    path: Path,
 }
 
 impl CustomKernel for TernaryMatmul {
@@ -62,8 +67,9 @@ impl CustomKernel for TernaryMatmul {
         Ok(vec![Spec { shape, dtype: *dtype }])
     }
 
-    fn cpu(&self, _: &[View<'_>], _: &mut [ViewMut<'_>]) -> Result<()> {
-        Err(Error::unsupported(NAME, "the reference runs on the CPU"))
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
+        let ([x, w, scales], [out]) = (inputs, outputs) else { return Ok(()) };
+        super::quantized_matmul::product_of_ternary(self.path, self.bits, [x, w, scales], out)
     }
 
     fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {

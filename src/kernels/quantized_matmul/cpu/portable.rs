@@ -41,6 +41,7 @@ pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
     let bits = w.how.bits as usize;
     let codes = &w.codes[n * w.row_bytes() + start / 8 * bits..][..out.len() / 8 * bits];
     match (w.how.mode, w.how.bits) {
+        (QuantizationMode::Affine, 1) => unpack::<1>(codes, out, |c| c as f32),
         (QuantizationMode::Affine, 2) => unpack::<2>(codes, out, |c| c as f32),
         (QuantizationMode::Affine, 3) => unpack::<3>(codes, out, |c| c as f32),
         (QuantizationMode::Affine, 4) => unpack::<4>(codes, out, |c| c as f32),

@@ -1,117 +1,19 @@
-//! x86 with AVX2, FMA and F16C.
+//! Codes as `float32`.
 //!
-//! Codes are never shifted into place. Eight 32-bit lanes hold `P` codes each; a mask leaves one code per
+//! They are never shifted into place. Eight 32-bit lanes hold `P` codes each; a mask leaves one code per
 //! lane, the conversion to `float32` is exact, and what the code's place multiplies it by is divided out of
-//! `x` beforehand, which is laid out to match. With `c` the middle of the codes, `x * scale * (code - c)` is
-//! summed per group, and `x * (bias + scale * c)` through the sums of `x` per group: to subtract the middle
-//! keeps the two parts small, so that little is lost where they cancel.
-//!
-//! Sums that come out infinite or NaN are computed again by the portable implementation: an infinity in
-//! `x`, or an overflow, may meet other partial sums here than on the direct way.
+//! `x` beforehand, which is laid out to match.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-use super::portable::{Row, dot};
-use super::{E2M1, Weights};
-use crate::kernels::pool;
+use super::{CHUNK, E2M1, Form, Totals, Weights, blocks, lane_scales, load_all, load_spread, read_groups};
 use crate::ops::QuantizationMode;
 
-/// Numbers `start..start + out.len()` of row `n`; both are multiples of eight.
-pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
-    let bits = w.how.bits as usize;
-    let codes = &w.codes[n * w.row_bytes() + start / 8 * bits..];
-    assert!(start + out.len() <= w.k && out.len().is_multiple_of(8) && codes.len() >= out.len() / 8 * bits);
-    let affine = w.how.mode == QuantizationMode::Affine;
-    // SAFETY: this path is taken only where the CPU has AVX2; there are codes for all of `out`.
-    unsafe {
-        match bits {
-            2 => decode_as::<2, 0>(w, n, start, codes, out),
-            3 => decode_as::<3, 0>(w, n, start, codes, out),
-            4 if affine => decode_as::<4, 0>(w, n, start, codes, out),
-            4 => decode_as::<4, 4>(w, n, start, codes, out),
-            5 => decode_as::<5, 0>(w, n, start, codes, out),
-            6 => decode_as::<6, 0>(w, n, start, codes, out),
-            _ if affine => decode_as::<8, 0>(w, n, start, codes, out),
-            _ => decode_as::<8, 8>(w, n, start, codes, out),
-        }
-    }
-}
-
-/// Codes of `BITS`, which are integers or floats of `FLOAT` bits.
-///
-/// # Safety
-/// The CPU must have AVX2 and FMA; `codes` must hold `BITS` bytes for each eight of `out`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
-    w: &Weights<'_>,
-    n: usize,
-    start: usize,
-    codes: &[u8],
-    out: &mut [f32],
-) {
-    // Each lane takes the two bytes in which its code is, and shifts it down.
-    let mut spread = [-1i8; 32];
-    let mut shifts = [0i32; 8];
-    for (lane, shift) in shifts.iter_mut().enumerate() {
-        let bit = lane * BITS;
-        spread[lane * 4] = (bit / 8) as i8;
-        spread[lane * 4 + 1] = if bit % 8 + BITS > 8 { (bit / 8 + 1) as i8 } else { -1 };
-        *shift = (bit % 8) as i32;
-    }
-    let group = w.how.group_size as usize;
-    let (mut scale, mut bias) = ([0.0], [0.0]);
-    // SAFETY: plain vector instructions; loads and stores stay in arrays and slices.
-    unsafe {
-        let spread = _mm256_loadu_si256(spread.as_ptr().cast());
-        let shifts = _mm256_loadu_si256(shifts.as_ptr().cast());
-        let mask = _mm256_set1_epi32((1 << BITS) - 1);
-        let table = _mm256_loadu_ps(E2M1.as_ptr());
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
-            let at = start + i * 8;
-            if i == 0 || at.is_multiple_of(group) {
-                let index = n * w.groups() + at / group;
-                w.scales.read(index, &mut scale);
-                w.biases.iter().for_each(|biases| biases.read(index, &mut bias));
-            }
-            let here = &codes[i * BITS..];
-            let eight = if here.len() >= 16 {
-                _mm_loadu_si128(here.as_ptr().cast())
-            } else {
-                let mut padded = [0u8; 16];
-                padded[..here.len()].copy_from_slice(here);
-                _mm_loadu_si128(padded.as_ptr().cast())
-            };
-            let lanes = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), spread);
-            let codes = _mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), mask);
-            let values = match FLOAT {
-                4 => {
-                    let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
-                    let magnitude = _mm256_permutevar8x32_ps(table, codes);
-                    _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign))
-                }
-                8 => {
-                    let top = _mm256_srai_epi32::<4>(_mm256_slli_epi32::<24>(codes));
-                    let bits = _mm256_and_si256(top, _mm256_set1_epi32(0x87f0_0000u32 as i32));
-                    let unbias = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
-                    _mm256_mul_ps(_mm256_castsi256_ps(bits), unbias)
-                }
-                _ => _mm256_cvtepi32_ps(codes),
-            };
-            let scale = _mm256_set1_ps(scale[0]);
-            let values = _mm256_fmadd_ps(values, scale, _mm256_set1_ps(bias[0]));
-            _mm256_storeu_ps(out.as_mut_ptr(), values);
-        }
-    }
-}
-
-/// Groups whose scales are decoded at a time, at most.
-const CHUNK: usize = 64;
-/// Columns that are worked through at a time, so that what they meet of `x` stays in the nearest cache.
-const COLUMNS: usize = 1024;
-
-/// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time.
-pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
+/// As [`super::product`].
+pub fn product(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
     match (w.how.mode, w.how.bits) {
+        (QuantizationMode::Affine, 1) => lanes::<Bits1>(w, x, columns, grain),
         (QuantizationMode::Affine, 2) => lanes::<Bits2>(w, x, columns, grain),
         (QuantizationMode::Affine, 3) => lanes::<Bits3>(w, x, columns, grain),
         (QuantizationMode::Affine, 4) => lanes::<Bits4>(w, x, columns, grain),
@@ -124,82 +26,20 @@ pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
 }
 
 /// As [`product`], by how many lanes share a scale.
-fn lanes<C: Codes>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
+fn lanes<C: Codes + Sync>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
     match w.how.group_size as usize / C::P {
-        2 => blocks::<C, 2>(w, x, columns, grain),
-        4 => blocks::<C, 4>(w, x, columns, grain),
-        _ => blocks::<C, 8>(w, x, columns, grain),
+        1 => blocks::<Floats<C, 1>>(w, x, columns, grain),
+        2 => blocks::<Floats<C, 2>>(w, x, columns, grain),
+        4 => blocks::<Floats<C, 4>>(w, x, columns, grain),
+        _ => blocks::<Floats<C, 8>>(w, x, columns, grain),
     }
 }
 
-fn blocks<C: Codes, const LANES: usize>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
-    let x_rows = x.len() / w.k;
-    let inputs: Vec<Input> = x.chunks_exact(w.k).map(|x| Input::new::<C>(x, w)).collect();
-    let chunk = COLUMNS / w.how.group_size as usize;
-    // Rows of weights that pass over a part of `x` before the next part.
-    let block = if x_rows > 2 { 32 } else { 4 };
-    pool::for_each_piece(columns, grain * x_rows, |piece, columns| {
-        let rows = columns.len() / x_rows;
-        let first = piece * grain;
-        let quads = x_rows.div_ceil(4);
-        let mut totals = vec![Totals::default(); block / 4 * quads];
-        for start in (0..rows).step_by(block) {
-            let end = rows.min(start + block);
-            totals.fill(Totals::default());
-            for group in (0..w.groups()).step_by(chunk) {
-                for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact_mut(quads)) {
-                    for (inputs, totals) in inputs.chunks(4).zip(totals) {
-                        let n = first + n;
-                        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-                        unsafe {
-                            match inputs {
-                                [a] => strip::<C, LANES, 4, 1>(w, n, [a], group, chunk, totals, 0),
-                                [a, b] => strip::<C, LANES, 4, 2>(w, n, [a, b], group, chunk, totals, 0),
-                                [a, b, c] => {
-                                    strip::<C, LANES, 2, 3>(w, n, [a, b, c], group, chunk, totals, 0);
-                                    strip::<C, LANES, 2, 3>(w, n + 2, [a, b, c], group, chunk, totals, 2);
-                                }
-                                [a, b, c, d, ..] => {
-                                    strip::<C, LANES, 2, 4>(w, n, [a, b, c, d], group, chunk, totals, 0);
-                                    strip::<C, LANES, 2, 4>(w, n + 2, [a, b, c, d], group, chunk, totals, 2);
-                                }
-                                [] => {}
-                            }
-                        }
-                    }
-                }
-            }
-            for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact(quads)) {
-                for (r, sums) in
-                    columns[n * x_rows..].chunks_exact_mut(x_rows).take((end - n).min(4)).enumerate()
-                {
-                    for (m, out) in sums.iter_mut().enumerate() {
-                        *out = total(&totals[m / 4].0[r][m % 4]);
-                    }
-                }
-            }
-        }
-        let mut row = None;
-        for (n, sums) in columns.chunks_exact_mut(x_rows).enumerate() {
-            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(w.k)).filter(|(sum, _)| !sum.is_finite()) {
-                *sum = dot(x, row.get_or_insert_with(|| Row::new(w)).decode(first + n));
-            }
-        }
-    });
-}
-
-/// Partial sums of four rows of weights and four of `x`.
-#[derive(Clone, Copy, Default)]
-struct Totals([[[f32; 8]; 4]; 4]);
-
-/// The sum of the lanes.
-fn total(lanes: &[f32; 8]) -> f32 {
-    let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
-}
+/// Codes of kind `C`, of which `LANES` lanes share a scale; eight stand for more.
+struct Floats<C, const LANES: usize>(PhantomData<C>);
 
 /// A row of `x`, laid out for a kind of codes.
-struct Input {
+pub struct Input {
     /// `[blocks, P, 8]`: what multiplies code `j` of each lane.
     factors: Vec<f32>,
     /// `[blocks, 8]`: the middle of the codes times the sum of a lane, negative.
@@ -232,7 +72,7 @@ impl Input {
         }
         let mut group_sums: Vec<f32> =
             x.chunks_exact(w.how.group_size as usize).map(|group| group.iter().sum()).collect();
-        group_sums.resize(w.groups().next_multiple_of(CHUNK), 0.0);
+        group_sums.resize(w.groups().next_multiple_of(CHUNK) + CHUNK, 0.0);
         Self { factors, offsets, group_sums }
     }
 }
@@ -262,25 +102,6 @@ trait Codes {
 
     /// Which code of the lane `number` gives for `j`, and at which bit.
     fn place(j: usize, lane: usize) -> (usize, u32);
-}
-
-/// Eight lanes of four bytes.
-#[inline(always)]
-unsafe fn load_all(codes: *const u8) -> __m256i {
-    // SAFETY: the caller vouches for 32 bytes.
-    unsafe { _mm256_loadu_si256(codes.cast()) }
-}
-
-/// Two times four lanes, whose bytes `spread` picks.
-#[inline(always)]
-unsafe fn load_spread(codes: *const u8, half: usize, spread: [i8; 16]) -> __m256i {
-    // SAFETY: the caller vouches for `half + 16` bytes.
-    unsafe {
-        let low = _mm_loadu_si128(codes.cast());
-        let high = _mm_loadu_si128(codes.add(half).cast());
-        let control = _mm256_broadcastsi128_si256(_mm_loadu_si128(spread.as_ptr().cast()));
-        _mm256_shuffle_epi8(_mm256_set_m128i(high, low), control)
-    }
 }
 
 /// The bits of `mask` in each lane, as a number. Those at the top come down, or they would be a sign.
@@ -331,6 +152,7 @@ macro_rules! packed {
 }
 
 packed! {
+    Bits1: 1 bits, 32 to a lane, |codes| load_all(codes);
     Bits2: 2 bits, 16 to a lane, |codes| load_all(codes);
     Bits3: 3 bits, 8 to a lane, |codes| load_spread(codes, 12, THREES);
     Bits4: 4 bits, 8 to a lane, |codes| load_all(codes);
@@ -444,8 +266,28 @@ impl Codes for Float8 {
     }
 }
 
-/// Adds the products of rows `n..n + R` of the weights with `M` rows of `x`, over as many groups as `chunk` from
-/// group `start` on, to `all`, from its row `at` on. Rows beyond the last are computed as the last.
+impl<C: Codes + Sync, const LANES: usize> Form for Floats<C, LANES> {
+    type Input = Input;
+
+    fn input(x: &[f32], w: &Weights<'_>) -> Input {
+        Input::new::<C>(x, w)
+    }
+
+    unsafe fn strip<const R: usize, const M: usize>(
+        w: &Weights<'_>,
+        n: usize,
+        x: [&Input; M],
+        start: usize,
+        chunk: usize,
+        all: &mut Totals,
+        at: usize,
+    ) {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { strip::<C, LANES, R, M>(w, n, x, start, chunk, all, at) }
+    }
+}
+
+/// As [`Form::strip`].
 ///
 /// # Safety
 /// The CPU must have AVX2, FMA and F16C.
@@ -473,28 +315,13 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
     let mut totals: [[__m256; M]; R] =
         // SAFETY: eight numbers each.
         std::array::from_fn(|r| std::array::from_fn(|m| unsafe { _mm256_loadu_ps(all.0[at + r][m].as_ptr()) }));
-    // Four more than a chunk: a block reads up to four scales.
-    let mut scales = [[0.0f32; CHUNK + 4]; R];
     let count = chunk.min(groups - start);
+    let mut scales = [[0.0f32; CHUNK + 8]; R];
+    let sums = x.map(|x| &x.group_sums[start..][..CHUNK]);
     for r in 0..R {
-        w.scales.read(rows[r] * groups + start, &mut scales[r][..count]);
-        scales[r][count..].fill(0.0);
-        let Some(biases) = &w.biases else { continue };
-        let mut centred = [0.0f32; CHUNK];
-        biases.read(rows[r] * groups + start, &mut centred[..count]);
-        for (bias, scale) in centred[..count].iter_mut().zip(&scales[r]) {
-            *bias += C::MIDDLE * scale;
-        }
-        for (at, biases) in centred[..count.next_multiple_of(8)].chunks_exact(8).enumerate() {
-            // SAFETY: eight numbers each: the sums go up to a whole chunk.
-            unsafe {
-                let biases = _mm256_loadu_ps(biases.as_ptr());
-                for m in 0..M {
-                    let sums = _mm256_loadu_ps(x[m].group_sums[start + at * 8..][..8].as_ptr());
-                    totals[r][m] = _mm256_fmadd_ps(biases, sums, totals[r][m]);
-                }
-            }
-        }
+        let range = rows[r] * groups + start..rows[r] * groups + start + count;
+        // SAFETY: this function has the CPU's features.
+        unsafe { read_groups(w, range, C::MIDDLE, sums, &mut scales[r], &mut totals[r]) };
     }
     let first_block = start * per_group / 8;
     for block in 0..(count * per_group).div_ceil(8) {
@@ -548,24 +375,4 @@ fn load_rest<C: Codes>(row: &[u8], at: usize) -> C::Loaded {
     padded[..rest.len()].copy_from_slice(rest);
     // SAFETY: as many bytes as it reads, and this function has the CPU's features.
     unsafe { C::load(padded.as_ptr()) }
-}
-
-/// The scale of each of eight lanes, from the scale of the first on; `LANES` lanes share one, eight or more
-/// one for all.
-///
-/// # Safety
-/// The CPU must have AVX2; four numbers must lie from `first` on.
-#[inline(always)]
-unsafe fn lane_scales<const LANES: usize>(first: *const f32) -> __m256 {
-    // SAFETY: the caller vouches for both.
-    unsafe {
-        if LANES >= 8 {
-            return _mm256_set1_ps(*first);
-        }
-        let which = match LANES {
-            4 => _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1),
-            _ => _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3),
-        };
-        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), which)
-    }
 }

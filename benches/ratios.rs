@@ -1,0 +1,158 @@
+//! Products with quantized matrices against what the machine gives: bytes read per second, and OpenBLAS's product
+//! in `float32`. Each round measures the one and the other in turn, so that a change of the load meets both; of the
+//! rounds, the median ratio and the quartles are printed. Weights are several matrices, more than any cache holds.
+//!
+//! `cargo bench --bench ratios -- [ROUNDS] [NAME...]`, where a name picks the measures that contain it.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use mlxport::kernels;
+use mlxport::ops::{self, Quantization, QuantizationMode, Quantized};
+use mlxport::{Array, Dtype, random, transforms};
+
+/// Rows and columns of each matrix.
+const SIZE: i32 = 4096;
+/// Bytes that are read in a turn, and at least as many of weights.
+const BYTES: usize = 128 << 20;
+
+/// Seconds that `f` takes.
+fn seconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// Reads all of `memory`, on all threads of the kernels.
+fn read(memory: &[u64]) {
+    std::thread::scope(|scope| {
+        for part in memory.chunks(memory.len().div_ceil(kernels::threads())) {
+            scope.spawn(move || {
+                let mut sums = [0u64; 32];
+                for part in part.chunks_exact(32) {
+                    sums.iter_mut().zip(part).for_each(|(sum, v)| *sum ^= v);
+                }
+                black_box(sums);
+            });
+        }
+    });
+}
+
+/// Quartiles.
+fn spread(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|q| values[(values.len() - 1) * q / 4])
+}
+
+struct Case {
+    name: String,
+    how: Quantization,
+    x: Array,
+    weights: Vec<Quantized>,
+}
+
+impl Case {
+    fn new(name: &str, how: Quantization, rows: i32, dtype: Dtype, bytes: usize) -> Self {
+        let x = random::normal(0.0, 1.0, &[rows, SIZE], dtype, None).unwrap();
+        let w = random::normal(0.0, 1.0, &[SIZE, SIZE], Dtype::Bfloat16, None).unwrap();
+        let one = ops::quantize(&w, how, None).unwrap();
+        let copy = |a: &Array| ops::copy(a).unwrap();
+        let mut case = Self { name: format!("{name}, {rows} rows {dtype}"), how, x, weights: vec![one] };
+        while case.bytes() < bytes {
+            let of = &case.weights[0];
+            let [weight, scales] =
+                [&of.weight, &of.scales].map(|a| ops::contiguous(&copy(a), false).unwrap());
+            // An operation without effect, whose result is memory of its own.
+            let weight = ops::bitwise_or(&weight, Array::from(0u32)).unwrap();
+            case.weights.push(Quantized { weight, scales, biases: of.biases.as_ref().map(copy) });
+        }
+        let arrays = case.weights.iter().flat_map(|w| [&w.weight, &w.scales].into_iter().chain(&w.biases));
+        transforms::eval(arrays.chain([&case.x])).unwrap();
+        case
+    }
+
+    fn bytes(&self) -> usize {
+        let of = |w: &Quantized| {
+            w.weight.nbytes() + w.scales.nbytes() + w.biases.as_ref().map_or(0, Array::nbytes)
+        };
+        self.weights.iter().map(of).sum()
+    }
+
+    /// Seconds for all products.
+    fn run(&self) -> f64 {
+        let product = |w: &Quantized| {
+            ops::quantized_matmul(&self.x, &w.weight, &w.scales, w.biases.as_ref(), true, self.how).unwrap()
+        };
+        seconds(|| {
+            let products: Vec<Array> = self.weights.iter().map(product).collect();
+            transforms::eval(&products).unwrap();
+        })
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let rounds = args.first().and_then(|a| a.parse().ok()).unwrap_or(11);
+    let names = &args[usize::from(args.first().is_some_and(|a| a.parse::<usize>().is_ok()))..];
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| name.contains(n.as_str()));
+    println!("path {}, {} threads, medians of {rounds} (quartiles)", kernels::active(), kernels::threads());
+
+    let modes = [2, 3, 4, 5, 6, 8].map(|bits| (format!("affine {bits}-bit"), Quantization::affine(64, bits)));
+    let floats = QuantizationMode::ALL[1..].iter().map(|&mode| (mode.to_string(), mode.into()));
+    let memory = vec![1u64; BYTES / 8];
+    for (name, how) in modes.into_iter().chain(floats).filter(|(name, _)| wanted(name)) {
+        let case = Case::new(&name, how, 1, Dtype::Bfloat16, BYTES);
+        let others: Vec<Case> = [2, 4, 8]
+            .into_iter()
+            .map(|rows| {
+                let x = random::normal(0.0, 1.0, &[rows, SIZE], Dtype::Bfloat16, None).unwrap();
+                x.eval().unwrap();
+                Case { name: format!("{rows} rows"), how, x, weights: case.weights.clone() }
+            })
+            .collect();
+        let (mut bandwidths, mut shares, mut times) = (vec![], vec![], vec![]);
+        let mut against: Vec<Vec<f64>> = vec![vec![]; others.len()];
+        case.run();
+        for _ in 0..rounds {
+            let bandwidth = BYTES as f64 / seconds(|| read(&memory));
+            let time = case.run();
+            let after = BYTES as f64 / seconds(|| read(&memory));
+            let bandwidth = (bandwidth + after) / 2.0;
+            shares.push(case.bytes() as f64 / time / bandwidth);
+            bandwidths.push(bandwidth / 1e9);
+            times.push(time * 1e3 / case.weights.len() as f64);
+            for (case, all) in others.iter().zip(&mut against) {
+                all.push(case.run() / time);
+            }
+        }
+        let ([_, bandwidth, _], [low, share, high], [_, time, _]) =
+            (spread(bandwidths), spread(shares), spread(times));
+        print!("{}: {time:.3} ms, {share:.2} ({low:.2} to {high:.2}) of {bandwidth:.1} GB/s", case.name);
+        for (case, ratios) in others.iter().zip(against) {
+            let [low, ratio, high] = spread(ratios);
+            print!("; {} {ratio:.2} ({low:.2} to {high:.2}) times", case.name);
+        }
+        println!();
+    }
+    for rows in [16, 64, 512] {
+        if !wanted(&format!("{rows} rows")) {
+            continue;
+        }
+        let case = Case::new("affine 4-bit", Quantization::affine(64, 4), rows, Dtype::Bfloat16, 1);
+        let [a, b] =
+            [rows, SIZE].map(|n| random::normal(0.0, 1.0, &[n, SIZE], Dtype::Float32, None).unwrap());
+        transforms::eval([&a, &b]).unwrap();
+        let b = ops::transpose(&b, ..).unwrap();
+        let dense = || seconds(|| ops::matmul(&a, &b).unwrap().eval().unwrap());
+        case.run();
+        dense();
+        let (ratios, times): (Vec<f64>, Vec<f64>) = (0..rounds)
+            .map(|_| {
+                let time = case.run();
+                (dense() / time, time * 1e3)
+            })
+            .unzip();
+        let ([low, ratio, high], [_, time, _]) = (spread(ratios), spread(times));
+        println!("{}: {time:.2} ms, {ratio:.2} ({low:.2} to {high:.2}) times OpenBLAS float32", case.name);
+    }
+}
