@@ -179,7 +179,7 @@ fn what_was_trimmed_can_be_replaced() {
 
 #[test]
 fn a_rotating_cache_that_lost_positions_refuses_to_trim() {
-    let fixture = Fixture::load("mistral");
+    let fixture = Fixture::load("sliding");
     let mut cache = fixture.model.make_cache();
     for at in 0..8 {
         fixture.model.forward(&columns(&fixture.ids, at, at + 1), &mut cache).unwrap();

@@ -310,9 +310,9 @@ fn generate_holds_texts_to_grammars() {
 fn prompt_caches_are_made_and_used() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("prompt.safetensors");
-    let fixture = Fixture::load("qwen3_sliding");
+    let fixture = Fixture::load("sliding");
     let prompt: Vec<String> = fixture.prompt().iter().map(i32::to_string).collect();
-    let (dir, before, after) = (dir("qwen3_sliding"), prompt[..13].join(","), prompt[13..].join(","));
+    let (dir, before, after) = (dir("sliding"), prompt[..13].join(","), prompt[13..].join(","));
     succeed(&["cache", "make", "--model", &dir, "--prompt-ids", &before, "--out", text(&file)]);
     let info: Value = serde_json::from_str(&succeed(&["cache", "info", text(&file), "--json"])).unwrap();
     assert_eq!((&info["tokens"], info["layers"].as_array().unwrap().len()), (&13.into(), 2));
