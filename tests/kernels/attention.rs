@@ -220,7 +220,7 @@ fn decoded(x: &Quantized, how: Quantization) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(96))]
 
     #[test]
     fn every_path_is_as_exact_as_the_reference(

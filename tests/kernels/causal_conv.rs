@@ -94,7 +94,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(96))]
 
     #[test]
     fn convolutions_are_as_exact_as_the_reference(

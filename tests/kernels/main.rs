@@ -18,6 +18,7 @@ use mlxport::kernels::{self, Path};
 use mlxport::{Array, Dtype};
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use self::matmul::{Lies, laid_out};
 use self::support::{Numbers, epsilon, to_f64};
@@ -47,9 +48,15 @@ fn fast_paths() -> Vec<Path> {
     Path::ALL[1..].iter().copied().filter(|p| p.is_available() && wanted(p)).collect()
 }
 
-/// How many cases a property is tried on: `count`, or `PROPTEST_CASES` if that is less.
-fn cases(count: u32) -> u32 {
-    count.min(ProptestConfig::default().cases)
+/// `count` cases for a property, or `PROPTEST_CASES` if that is less. They are the same in every run:
+/// `PROPTEST_RNG_SEED` draws others.
+fn config(count: u32) -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    config.cases = count.min(config.cases);
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(0x6d6c_7870_6f72_7400);
+    }
+    config
 }
 
 /// Random numbers that `f` makes of those between -1 and 1, and their array in memory as `lies` says.

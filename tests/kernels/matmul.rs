@@ -82,7 +82,7 @@ const BATCHES: [(&[i32], &[i32]); 7] =
     [(&[], &[]), (&[3], &[]), (&[], &[2]), (&[2], &[2]), (&[1], &[3]), (&[0], &[]), (&[4], &[1])];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::cases(64), ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(64))]
 
     #[test]
     fn products_are_as_exact_as_the_reference(

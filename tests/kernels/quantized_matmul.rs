@@ -157,7 +157,7 @@ fn unit_values(random: &mut Numbers) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::cases(64), ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(64))]
 
     #[test]
     fn every_path_is_as_exact_as_the_reference(
@@ -231,7 +231,7 @@ impl Several {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::cases(48), ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(48))]
 
     #[test]
     fn picked_and_untransposed_products_are_as_exact_as_the_reference(
@@ -457,7 +457,7 @@ fn rows_are_looked_up() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(48))]
 
     #[test]
     fn ternary_products_are_as_exact_as_the_reference(

@@ -129,7 +129,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(96))]
 
     #[test]
     fn recurrences_are_as_exact_as_the_reference(

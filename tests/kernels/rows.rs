@@ -63,7 +63,7 @@ fn by_row(x: &[f64], n: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(96))]
 
     #[test]
     fn rows_are_as_exact_as_the_reference(

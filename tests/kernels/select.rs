@@ -55,7 +55,7 @@ fn token(logprobs: Array) -> Token {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(64))]
 
     #[test]
     fn the_largest_are_those_of_a_sort_and_of_mlx(

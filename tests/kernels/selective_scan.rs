@@ -70,7 +70,7 @@ fn sizes() -> impl Strategy<Value = Sizes> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(64))]
 
     #[test]
     fn scans_are_as_exact_as_the_reference(

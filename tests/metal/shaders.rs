@@ -13,6 +13,7 @@ use mlxport::models::blocks::{Sequence, gated_delta, linear_attention};
 use mlxport::ops::{Quantization, Quantized};
 use mlxport::{Array, Dtype, Error, HostTensor, Result, fast, nn, ops, transforms};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::support::{Numbers, epsilon, to_f64};
 
@@ -125,12 +126,17 @@ pub fn check(expected: &[&[f64]], scale: f64, f: impl Fn() -> Result<Vec<Array>>
     for ((found, reference), expected) in found.iter().zip(&reference).zip(expected) {
         assert_eq!((found.shape(), found.dtype()), (reference.shape(), reference.dtype()));
         assert_eq!(found.size(), expected.len());
+        // Next to the largest number one side alone may round to infinity.
+        let most = if found.dtype() == Dtype::Float16 { 65504.0 } else { f64::INFINITY };
+        let near = |y: f64, e: f64| if y.is_infinite() && e.is_finite() { most.copysign(y) } else { y };
         let values = [to_f64(found), to_f64(reference)];
         let [error, of_reference] = [0, 1].map(|i| {
             let pairs =
                 values[i].iter().zip(*expected).filter(|(y, e)| e.is_finite() && (i == 0 || y.is_finite()));
             // A NaN must not pass for a small error.
-            pairs.map(|(y, e)| (y - e).abs()).fold(0.0, |max, e| if e > max || e.is_nan() { e } else { max })
+            pairs
+                .map(|(y, e)| (near(*y, *e) - e).abs())
+                .fold(0.0, |max, e| if e > max || e.is_nan() { e } else { max })
         });
         let largest =
             expected.iter().filter(|e| e.is_finite()).fold(f64::MIN_POSITIVE, |max, v| max.max(v.abs()));
@@ -143,8 +149,13 @@ pub fn check(expected: &[&[f64]], scale: f64, f: impl Fn() -> Result<Vec<Array>>
     }
 }
 
+/// So many cases, the same in every run: `PROPTEST_RNG_SEED` draws others.
 fn cases(count: u32) -> ProptestConfig {
-    ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() }
+    let mut config = ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() };
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(0x6d6c_7870_6f72_7400);
+    }
+    config
 }
 
 fn dtype() -> impl Strategy<Value = Dtype> {
