@@ -32,9 +32,9 @@ fn flattened<T: DeserializeOwned>(value: &Value, error: &str) -> Option<String> 
     let keys = value.as_object()?.iter().filter(|(_, value)| error.contains(&told(value)));
     let mut wrong = keys.filter_map(|(key, _)| {
         let removed = object.remove(key)?;
-        let without = T::deserialize(Python(&Value::Object(object.clone())));
+        let without = serde_path_to_error::deserialize::<_, T>(Python(&Value::Object(object.clone())));
         object.insert(key.clone(), removed);
-        (without.err().map(|e| e.to_string()).as_deref() != Some(error)).then(|| key.clone())
+        (without.err().map(|e| e.into_inner().to_string()).as_deref() != Some(error)).then(|| key.clone())
     });
     wrong.next().filter(|_| wrong.next().is_none())
 }

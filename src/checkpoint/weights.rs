@@ -180,14 +180,14 @@ impl Weights {
     }
 
     /// The weight at a full path, computed anew: it and what leads to it are dropped with the array.
-    pub(crate) fn fresh(&self, path: &str) -> Result<Array> {
+    pub fn fresh(&self, path: &str) -> Result<Array> {
         let missing = || Error::MissingWeight { path: path.to_owned(), file: self.file() };
         let at = self.root.map.target(path).ok_or_else(missing)?;
         self.root.map.compute(at, &mut HashMap::new(), &|key| self.root.source.array(key))
     }
 
     /// Gives back the memory of the tensors that the weight at a full path was read from.
-    pub(crate) fn release(&self, path: &str) {
+    pub fn release(&self, path: &str) {
         if let (Source::Files(files), Some(at)) = (&self.root.source, self.root.map.target(path)) {
             self.root.map.sources_of(at).for_each(|source| files.release(&source.key));
         }
