@@ -38,8 +38,9 @@ lint: deps ## Formatting, clippy and documentation, warnings denied
 doc: deps ## The library's documentation, in target/doc
 	$(CARGO) doc --no-deps
 
-bench: deps ## Speed of the kernels and of the bundled checkpoint on this machine
+bench: deps ## Speed of the kernels and of the bundled checkpoint on this machine, into docs/performance.md
 	$(CARGO) bench --bench roofline --bench matmul --bench quantized_matmul --bench ratios --bench attention --bench rows --bench scan --bench model
+	$(CARGO) bench --bench report
 	$(CARGO) build --release
 	target/release/mlxport bench model --model $(CHECKPOINT) --prompt-tokens 512 --generate-tokens 128
 
