@@ -90,9 +90,10 @@ fn peak(groups: &BTreeMap<String, Vec<Measured>>, group: &str) -> Option<f64> {
 
 fn table(groups: &BTreeMap<String, Vec<Measured>>) -> String {
     let (read, fma) = (peak(groups, "read"), peak(groups, "fma"));
-    let mut table = "| benchmark | path | median (95 % interval) | rate | share of the peak | against reference |\n\
+    let mut table =
+        "| benchmark | path | median (95 % interval) | rate | share of the peak | against reference |\n\
                      | --- | --- | --- | --- | --- | --- |\n"
-        .to_owned();
+            .to_owned();
     for (name, group) in groups {
         let reference = group.iter().find(|m| m.function == "reference").map(|m| m.median);
         for measured in group {
