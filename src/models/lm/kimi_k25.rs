@@ -23,7 +23,8 @@ impl Args {
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
     let parts = ["vision_tower", "vision_model", "multi_modal_projector", "mm_projector"];
-    let drop = |rules: Rules, part| rules.drop(format!("{part}.*"), "not of the language model");
+    let why = "not of the language model";
+    let drop = |rules: Rules, part| rules.drop(format!("{part}.*"), why).drop(format!("model.{part}.*"), why);
     let rules = parts.into_iter().fold(Rules::new(), drop);
     deepseek_v3::rules(&args.text_config).iter().cloned().fold(rules, Rules::and)
 }
