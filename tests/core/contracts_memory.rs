@@ -9,7 +9,7 @@ use mlxport::transforms::{
 };
 use mlxport::{Array, Dtype, Result, memory, ops};
 
-use crate::support::alone;
+use support::alone;
 
 /// Bytes of MLX's live arrays, and of the process in memory.
 fn in_use() -> (usize, usize) {

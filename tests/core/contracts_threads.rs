@@ -6,7 +6,7 @@ use std::time::Duration;
 use mlxport::transforms::{async_eval, compile, custom_vjp, grad, vmap};
 use mlxport::{Array, Device, HostTensor, Stream, ops, with_device, with_stream};
 
-use crate::support::alone;
+use support::alone;
 
 /// A little of everything, checked.
 fn work(seed: i32) {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use mlxport::distributed::{Backend, Group};
 use mlxport::{Dtype, ops};
 
-use crate::support::{f32_array, to_f64};
+use support::{f32_array, to_f64};
 
 const RANK: &str = "MLX_RANK";
 

@@ -7,7 +7,7 @@ use mlxport::fast::{
 };
 use mlxport::{Array, Dtype};
 
-use crate::support::{Numbers, REDUCTION, assert_close, epsilon, f32_array, to_f64};
+use support::{Numbers, REDUCTION, assert_close, epsilon, f32_array, to_f64};
 
 fn mean(row: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = row.len() as f64;
@@ -115,7 +115,7 @@ fn rope_turns_pairs() {
                 assert_eq!(found.shape(), x.shape());
                 // Angles of up to 100 radians are rounded to float32 before their sine is taken.
                 let largest_angle = 2.0 * 45.0;
-                let tolerance = crate::support::Tolerance(largest_angle);
+                let tolerance = support::Ulps(largest_angle);
                 assert_close(&found, &expected, tolerance);
             }
         }

@@ -4,7 +4,7 @@ use mlxport::fft::{self, FftNorm};
 use mlxport::{Array, Dtype, ops};
 use num_complex::{Complex32, Complex64};
 
-use crate::support::{Numbers, REDUCTION, ROUNDING, assert_close, difference, epsilon, f32_array, to_f64};
+use support::{Numbers, REDUCTION, ROUNDING, assert_close, difference, epsilon, f32_array, to_f64};
 
 const BACKWARD: FftNorm = FftNorm::Backward;
 

@@ -6,7 +6,7 @@ use mlxport::array::{Element, Slice, strided};
 use mlxport::{Array, Dtype, Error, transforms};
 use serde_json::Value;
 
-use crate::support::{f32_array, to_f64};
+use support::{f32_array, to_f64};
 
 fn ints(value: &Value) -> Vec<i32> {
     value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap() as i32).collect()

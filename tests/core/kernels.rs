@@ -3,7 +3,7 @@
 use mlxport::fast::{KernelSource, Launch, TemplateArg, cuda_kernel, metal_kernel};
 use mlxport::{Device, Dtype, Error, Result, metal, with_device};
 
-use crate::support::{f32_array, to_f64};
+use support::{f32_array, to_f64};
 
 const DOUBLE: KernelSource<'_> = KernelSource {
     name: "double",

@@ -5,7 +5,7 @@ use mlxport::linalg::{self, Norm};
 use mlxport::{Array, Dtype};
 use num_complex::{Complex32, Complex64};
 
-use crate::support::{Numbers, ROUNDING, SOLVER, assert_close, epsilon, f32_array, to_f64};
+use support::{Numbers, ROUNDING, SOLVER, assert_close, epsilon, f32_array, to_f64};
 
 /// `a b` of an `[m, k]` and a `[k, n]` matrix.
 fn product(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
@@ -28,8 +28,8 @@ fn assert_near(found: &[f64], expected: &[f64]) {
 }
 
 /// What the factors lost in `float32`, for a product of them in `f64`.
-fn f32_tolerance() -> crate::support::Tolerance {
-    crate::support::Tolerance(SOLVER.0 * epsilon(Dtype::Float32) / epsilon(Dtype::Float64))
+fn f32_tolerance() -> support::Ulps {
+    support::Ulps(SOLVER.0 * epsilon(Dtype::Float32) / epsilon(Dtype::Float64))
 }
 
 /// `a^T a + I / 2`: symmetric and positive definite.

@@ -4,7 +4,7 @@ use mlxport::nn::losses::{cross_entropy, masked_mean};
 use mlxport::{Array, Error, Result, transforms};
 use serde_json::Value;
 
-use crate::support::{REDUCTION, assert_close, f32_array};
+use support::{REDUCTION, assert_close, f32_array};
 
 struct Case {
     values: Value,

@@ -1,8 +1,5 @@
 //! Arrays, devices, streams: the contracts of the safe core.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod arrays;
 mod contracts_errors;
 mod contracts_memory;
@@ -20,7 +17,6 @@ mod ops_hostile;
 mod ops_quantized;
 mod optim;
 mod random;
-mod tolerances;
 mod transforms_compile;
 mod transforms_custom;
 mod transforms_derivatives;

@@ -5,7 +5,7 @@ use mlxport::optim::{Adam, Optimizer, Schedule, Sgd, clip_grad_norm};
 use mlxport::{Array, Error, transforms};
 use serde_json::Value;
 
-use crate::support::{REDUCTION, assert_close, difference, epsilon, f32_array};
+use support::{REDUCTION, assert_close, difference, epsilon, f32_array};
 
 fn fixture() -> Value {
     serde_json::from_str(include_str!("../fixtures/optim.json")).unwrap()
@@ -33,7 +33,7 @@ fn assert_each_close(found: &[Array], fixture: &Value, expected: &Value) {
     let expected = arrays(fixture, expected);
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
-        assert_close(found, &crate::support::to_f64(expected), REDUCTION);
+        assert_close(found, &support::to_f64(expected), REDUCTION);
     }
 }
 

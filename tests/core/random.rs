@@ -2,7 +2,7 @@
 
 use mlxport::{Array, Dtype, random};
 
-use crate::support::{ROUNDING, assert_close, f32_array, to_f64};
+use support::{ROUNDING, assert_close, f32_array, to_f64};
 
 const N: i32 = 20_000;
 

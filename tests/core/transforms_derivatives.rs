@@ -3,7 +3,7 @@
 use mlxport::transforms::{jvp, vjp, vmap};
 use mlxport::{Array, Device, Result, fast, linalg, ops, with_device};
 
-use crate::support::{COARSE_DIFFERENCE, FINITE_DIFFERENCE, Numbers, SOLVER, Tolerance, difference, to_f64};
+use support::{COARSE_DIFFERENCE, FINITE_DIFFERENCE, Numbers, SOLVER, Ulps, difference, to_f64};
 
 /// Where an operation is smooth: values of its arguments are drawn from here.
 #[derive(Clone, Copy)]
@@ -97,7 +97,7 @@ const SINGLE: &[&str] =
     &["logaddexp", "exp", "sigmoid", "sin", "cos", "logsumexp", "softmax", "rms_norm", "layer_norm"];
 
 /// Notes the operations that are wrong, so that one failure does not hide another.
-fn agrees(name: &str, found: &Array, expected: &[f64], tolerance: Tolerance, wrong: &mut Vec<String>) {
+fn agrees(name: &str, found: &Array, expected: &[f64], tolerance: Ulps, wrong: &mut Vec<String>) {
     if let Some(why) = difference(&to_f64(found), expected, f64::EPSILON, tolerance) {
         wrong.push(format!("{name}: {why}"));
     }

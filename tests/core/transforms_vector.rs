@@ -3,7 +3,7 @@
 use mlxport::transforms::{jvp, vjp, vmap, vmap_with};
 use mlxport::{Array, Error, Result, ops};
 
-use crate::support::{Numbers, REDUCTION, assert_close, to_f64};
+use support::{Numbers, REDUCTION, assert_close, to_f64};
 
 /// Slice `at` of `axis`, without that axis.
 fn part(x: &Array, axis: i32, at: i32) -> Array {

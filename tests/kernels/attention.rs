@@ -5,8 +5,8 @@ use mlxport::ops::{Quantization, Quantized};
 use mlxport::{Array, Dtype, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, REDUCTION, assert_close, to_f64};
 use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
+use support::{Numbers, REDUCTION, assert_close, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Masked {

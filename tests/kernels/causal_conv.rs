@@ -6,8 +6,8 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 use crate::{FLOATS, assert_repeats, check, differences, drawn, fast_paths};
+use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 
 #[derive(Debug, Clone, Copy)]
 struct Case {

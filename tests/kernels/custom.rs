@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mlxport::kernels::{CustomKernel, Spec, View, ViewMut, apply};
 use mlxport::{Array, Dtype, Error, Result, Stream, ops, transforms, with_stream};
 
-use crate::support::{EXACT, Numbers, ROUNDING, assert_close};
+use support::{EXACT, Numbers, ROUNDING, assert_close};
 
 /// Sum of `a` and twice `b`, and their product: two inputs, two outputs.
 struct Mixed {

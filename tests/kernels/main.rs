@@ -1,8 +1,5 @@
 //! Kernels of ours in MLX's graph, and what they compute.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod attention;
 mod causal_conv;
 mod custom;
@@ -21,7 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use self::matmul::{Lies, laid_out};
-use self::support::{Numbers, epsilon, to_f64};
+use support::{Numbers, epsilon, to_f64};
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 

@@ -4,8 +4,8 @@ use mlxport::kernels;
 use mlxport::{Array, Dtype, ops, transforms};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, to_f64};
 use crate::{FLOATS, bits, check, fast_paths, rounded};
+use support::{Numbers, to_f64};
 
 /// How an operand lies in memory.
 #[derive(Debug, Clone, Copy)]
@@ -240,9 +240,9 @@ fn the_gradient_is_that_of_the_product() {
             (0..30).map(|i| 3.0 * (0..7).map(|j| b_values[i % 6 * 7 + j]).sum::<f64>()).collect();
         let of_b: Vec<f64> =
             (0..42).map(|i| 3.0 * (0..5).map(|r| a_values[r * 6 + i / 7]).sum::<f64>()).collect();
-        crate::support::assert_close(&grads[0], &of_a, crate::support::REDUCTION);
-        crate::support::assert_close(&grads[1], &of_b, crate::support::REDUCTION);
-        crate::support::assert_close(&grads[2], &[10.0; 7], crate::support::REDUCTION);
+        support::assert_close(&grads[0], &of_a, support::REDUCTION);
+        support::assert_close(&grads[1], &of_b, support::REDUCTION);
+        support::assert_close(&grads[2], &[10.0; 7], support::REDUCTION);
     }
 }
 

@@ -6,8 +6,8 @@ use mlxport::ops::{self, Quantization, QuantizationMode};
 use mlxport::{Array, Dtype, transforms};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, epsilon, to_f64};
 use crate::{FLOATS, bits, check, fast_paths, rounded};
+use support::{Numbers, epsilon, to_f64};
 
 /// A product, its operands as MLX has them, and its exact result.
 struct Case {
@@ -430,7 +430,7 @@ fn gradients_of_scales_and_biases_are_the_reference_s() {
     let expected = gradients(Path::Reference);
     for path in fast_paths() {
         for (found, expected) in gradients(path).iter().zip(&expected) {
-            crate::support::assert_close(found, &to_f64(expected), crate::support::REDUCTION);
+            support::assert_close(found, &to_f64(expected), support::REDUCTION);
         }
     }
 }

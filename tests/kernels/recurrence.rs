@@ -6,8 +6,8 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::support::{Numbers, SOLVER, assert_close, to_f64};
 use crate::{FLOATS, assert_repeats, check, differences, drawn, fast_paths};
+use support::{Numbers, SOLVER, assert_close, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rule {
@@ -175,7 +175,7 @@ fn gradients_are_differences() {
             let loss = |args: &[Array]| {
                 let (out, state) = case.run(args)?;
                 let sum = |x: &Array| {
-                    let weights = crate::support::f32_array(&weights(x.size()), x.shape());
+                    let weights = support::f32_array(&weights(x.size()), x.shape());
                     ops::sum(&(x * weights)?, .., false)
                 };
                 sum(&out)? + sum(&state)?

@@ -4,8 +4,8 @@ use mlxport::nn::activations::{Activation, swiglu};
 use mlxport::{Array, Dtype, fast, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, REDUCTION, assert_close, difference, to_f64};
 use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
+use support::{Numbers, REDUCTION, assert_close, difference, to_f64};
 
 fn random(numbers: &mut Numbers, shape: &[i32], dtype: Dtype, scale: f64) -> (Array, Vec<f64>) {
     let count = shape.iter().map(|&d| d as usize).product();

@@ -6,8 +6,8 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 use crate::{FLOATS, assert_repeats, bits, check, drawn, fast_paths, rounded};
+use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 
 /// Rows of so many numbers of few values, so that there are equals, with `specials` here and there.
 fn with_equals(shape: &[i32], dtype: Dtype, lies: Lies, specials: &[f64], seed: u64) -> (Array, Vec<f64>) {

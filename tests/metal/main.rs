@@ -1,8 +1,5 @@
 //! The runner of Metal shaders (`metal/host`): what it catches, what it computes, and MLX's shaders and ours on it.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod faults;
 mod language;
 mod mlx;

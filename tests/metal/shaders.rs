@@ -15,7 +15,7 @@ use mlxport::{Array, Dtype, Error, HostTensor, Result, fast, nn, ops, transforms
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::support::{Numbers, epsilon, to_f64};
+use support::{Numbers, epsilon, to_f64};
 
 thread_local! {
     static LAUNCHES: Cell<usize> = const { Cell::new(0) };

@@ -4,7 +4,7 @@ use ::support::compare::{Element, Expected, Mismatch, compare};
 use ::support::element::{self, FLOATS, decode, encode};
 use ::support::layout::{Layout, lay_out};
 use ::support::nd::{Nd, broadcast_shapes};
-use ::support::{Tolerance, for_each_device};
+use ::support::{EXACT, REDUCTION, ROUNDING, Tolerance, difference, for_each_device};
 use half::{bf16, f16};
 use mlxport::array::Element as _;
 use mlxport::{Array, Dtype, HostTensor};
@@ -61,6 +61,25 @@ fn exact_means_one_bit() {
         };
         assert_eq!(worst.ulps, Some(1), "{dtype}");
     }
+}
+
+#[test]
+fn faults_beyond_so_many_ulps_are_found_and_roundings_are_not() {
+    let eps = f64::from(f32::EPSILON);
+    let expected = [1.0, -2.0, 1e-9, f64::INFINITY, f64::NAN];
+    let mut found = expected;
+    assert_eq!(difference(&found, &expected, eps, EXACT), None);
+    found[0] += 3.0 * eps;
+    assert_eq!(difference(&found, &expected, eps, ROUNDING), None);
+    assert!(difference(&found, &expected, eps, EXACT).is_some());
+    found[0] += 10.0 * eps;
+    assert!(difference(&found, &expected, eps, ROUNDING).is_some());
+    for (at, wrong) in [(0, f64::NAN), (1, 2.0), (3, f64::MAX), (3, f64::NEG_INFINITY), (4, 0.0)] {
+        let mut found = expected;
+        found[at] = wrong;
+        assert!(difference(&found, &expected, eps, REDUCTION).is_some(), "element {at} as {wrong}");
+    }
+    assert!(difference(&expected[..4], &expected, eps, REDUCTION).is_some());
 }
 
 #[test]

@@ -7,7 +7,8 @@ use num_complex::Complex64;
 
 use super::element::{bits, decode, encode, encode_complex, encode_int, mlx_shape};
 use super::nd::{Nd, indices};
-use super::tolerance::Tolerance;
+use super::numbers::to_f64;
+use super::tolerance::{Tolerance, Ulps, epsilon};
 
 /// What an operation should give.
 #[derive(Debug, Clone)]
@@ -166,6 +167,32 @@ pub fn assert_matches(found: &Array, expected: &Expected, tolerance: Tolerance) 
     let found = found.to_host().expect("the result can be computed");
     if let Some(mismatch) = compare(&found, expected, tolerance) {
         panic!("{mismatch} [{tolerance:?}, {}]", expected.dtype);
+    }
+}
+
+/// Why `found` is not `expected` within `tolerance`, or `None`. NaN equals NaN, and an infinity itself.
+pub fn difference(found: &[f64], expected: &[f64], epsilon: f64, tolerance: Ulps) -> Option<String> {
+    if found.len() != expected.len() {
+        return Some(format!("{} elements, expected {}", found.len(), expected.len()));
+    }
+    let finite: Vec<f64> = expected.iter().copied().filter(|e| e.is_finite()).collect();
+    let rms = (finite.iter().map(|e| e * e).sum::<f64>() / finite.len().max(1) as f64).sqrt();
+    let wrong = |(&f, &e): (&f64, &f64)| {
+        let same = f == e || (f.is_nan() && e.is_nan());
+        // Negated, so that a NaN where a number should be is wrong.
+        #[allow(clippy::neg_cmp_op_on_partial_ord)]
+        let far = !((f - e).abs() <= tolerance.0 * epsilon * e.abs().max(rms));
+        !same && (far || !e.is_finite())
+    };
+    let at = found.iter().zip(expected).position(wrong)?;
+    Some(format!("element {at} is {}, expected {} (root mean square {rms:e})", found[at], expected[at]))
+}
+
+/// Panics unless the elements of `found` are `expected` within `tolerance`.
+#[track_caller]
+pub fn assert_close(found: &Array, expected: &[f64], tolerance: Ulps) {
+    if let Some(why) = difference(&to_f64(found), expected, epsilon(found.dtype()), tolerance) {
+        panic!("{found:?}: {why}");
     }
 }
 

@@ -7,13 +7,17 @@ pub mod compare;
 pub mod element;
 pub mod layout;
 pub mod nd;
+pub mod numbers;
 pub mod strategy;
 pub mod tolerance;
 
-pub use compare::{Expected, Mismatch, assert_matches, compare};
+pub use compare::{Expected, Mismatch, assert_close, assert_matches, compare, difference};
 pub use layout::{Input, Layout};
 pub use nd::Nd;
-pub use tolerance::Tolerance;
+pub use numbers::{Numbers, f32_array, to_f64};
+pub use tolerance::{
+    COARSE_DIFFERENCE, EXACT, FINITE_DIFFERENCE, REDUCTION, ROUNDING, SOLVER, Tolerance, Ulps, epsilon,
+};
 
 use std::cell::Cell;
 use std::panic;
@@ -75,4 +79,19 @@ fn hush_shrinking() {
             }
         }));
     });
+}
+
+/// Runs a test in a process of its own, with nothing beside it: true in that process, where the test goes
+/// on; elsewhere false, after starting it with `env` and seeing it pass.
+pub fn alone(test: &str, env: &[(&str, &str)]) -> bool {
+    const MARK: &str = "MLXPORT_TEST_ALONE";
+    if std::env::var(MARK).as_deref() == Ok(test) {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(MARK, test);
+    let output = command.envs(env.iter().copied()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{}: {text}", output.status);
+    false
 }

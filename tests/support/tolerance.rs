@@ -53,3 +53,35 @@ impl Tolerance {
         }
     }
 }
+
+/// How far a result may be from the exact one, in units of the last place of its dtype at the larger
+/// of the expected value and the root mean square of all expected values.
+#[derive(Debug, Clone, Copy)]
+pub struct Ulps(pub f64);
+
+/// The expected value itself.
+pub const EXACT: Ulps = Ulps(0.0);
+/// One rounding, or a library function that is good to a few units.
+pub const ROUNDING: Ulps = Ulps(4.0);
+/// A sum over tens of elements, or a few roundings after each other.
+pub const REDUCTION: Ulps = Ulps(32.0);
+/// A factorisation, a long sum, or a fit: errors that grow with the size.
+pub const SOLVER: Ulps = Ulps(512.0);
+
+/// A derivative against a central difference in `float64` with steps of 1e-5: the difference is good to
+/// ten digits, and a derivative that is wrong is wrong in the first.
+pub const FINITE_DIFFERENCE: Ulps = Ulps(2e9);
+
+/// The same with steps of 1e-2, for values that MLX computes to seven digits whatever their dtype.
+pub const COARSE_DIFFERENCE: Ulps = Ulps(5e12);
+
+/// The distance from 1 to the next number of a dtype; 0 for integers.
+pub fn epsilon(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::Float64 => f64::EPSILON,
+        Dtype::Float32 | Dtype::Complex64 => f64::from(f32::EPSILON),
+        Dtype::Float16 => 2f64.powi(-10),
+        Dtype::Bfloat16 => 2f64.powi(-7),
+        _ => 0.0,
+    }
+}
