@@ -7,6 +7,9 @@ DEMO := target/demo
 # The folder of the generators of reference checkpoints.
 ORACLE ?= ../shared/oracle
 
+# The kernels without MLX.
+BARE := --manifest-path tests/bare/Cargo.toml --target-dir target/bare --locked
+
 .PHONY: deps demo test test-large test-sanitize test-emulated lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
@@ -19,6 +22,7 @@ demo: deps ## Builds MLX, ports the bundled checkpoint, proves it, generates tex
 
 test: deps ## Every test; timings decide none
 	$(CARGO) test
+	$(CARGO) test $(BARE)
 	tests/linking/run
 
 test-large: deps ## Memory that a checkpoint of 1 GB takes to load and to convert
@@ -27,12 +31,14 @@ test-large: deps ## Memory that a checkpoint of 1 GB takes to load and to conver
 test-sanitize: deps ## The kernels' tests under AddressSanitizer, which must catch a planted overflow first
 	scripts/test-sanitize
 
-test-emulated: deps ## The kernels' tests on a CPU with AVX-512, emulated by Bochs: see scripts/test-emulated. Slow
+test-emulated: deps ## The kernels' tests on a CPU with AVX-512 or AMX, emulated by Bochs: see scripts/test-emulated
 	scripts/test-emulated $(CPU)
 
 lint: deps ## Formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check
+	cd tests/bare && $(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy $(BARE) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
 doc: deps ## The library's documentation, in target/doc

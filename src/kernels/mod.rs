@@ -40,8 +40,8 @@ pub use ternary::ternary_matmul;
 pub use top_k_sample::top_k_sample;
 pub use view::{Spec, View, ViewMut};
 
-/// The path that kernels of this thread take now: the forced one, or the fastest of this machine up to
-/// [`Path::Avx2`]; what is beyond has yet to prove itself. A kernel that has no implementation for it takes the next slower one that it has.
+/// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel that has
+/// no implementation for it takes the next slower one that it has.
 pub fn active() -> Path {
     path::current()
 }

@@ -100,7 +100,7 @@ pub fn force<R>(path: Path, f: impl FnOnce() -> R) -> Result<R> {
     Ok(f())
 }
 
-/// The path of this thread: the forced one, or the fastest proven one of this machine.
+/// The path of this thread: the forced one, or the fastest one of this machine.
 pub(super) fn current() -> Path {
     FORCED.get().unwrap_or_else(fastest)
 }
@@ -112,14 +112,11 @@ pub(crate) fn active_of(has: &[Path]) -> Path {
     below.unwrap_or(current.min(Path::Portable))
 }
 
-/// The greatest path that is taken unasked. Those beyond it have not passed their tests on a CPU that has
-/// them, real or emulated, and are there to be forced.
-const PROVEN: Path = Path::Avx2;
-
+/// What of this machine is fastest. AVX-512 and AMX have passed their tests on emulated CPUs only
+/// (docs/performance.md).
 fn fastest() -> Path {
     static FASTEST: LazyLock<Path> = LazyLock::new(|| {
-        let available = Path::ALL.into_iter().rev().find(|&p| p <= PROVEN && p.is_available());
-        available.unwrap_or(Path::Reference)
+        Path::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Path::Reference)
     });
     *FASTEST
 }

@@ -43,7 +43,8 @@ fn has_amx() -> bool {
     __cpuid_count(7, 0).edx & (bf16 | tiles) == bf16 | tiles && enabled_by_system
 }
 
-/// Asks Linux for the state of the tiles, which it gives to processes that ask.
+/// Asks Linux for the state of the tiles, which it gives to all threads of a process that asks; to others the
+/// instructions are illegal.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_PRCTL: i64 = 158;

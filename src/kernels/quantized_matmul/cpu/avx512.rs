@@ -25,9 +25,10 @@ const COLUMNS: usize = 1024;
 const BLOCK: usize = 128;
 
 /// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time.
-pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
+pub fn product(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
     match (w.how.mode, w.how.bits) {
         (QuantizationMode::Affine, 4) => rows::<Nibbles<0>>(w, x, columns, grain),
+        (QuantizationMode::Affine, 1) => rows::<Packed<1, 0>>(w, x, columns, grain),
         (QuantizationMode::Affine, 2) => rows::<Packed<2, 0>>(w, x, columns, grain),
         (QuantizationMode::Affine, 3) => rows::<Packed<3, 0>>(w, x, columns, grain),
         (QuantizationMode::Affine, 5) => rows::<Packed<5, 0>>(w, x, columns, grain),
@@ -38,9 +39,9 @@ pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
     }
 }
 
-fn rows<C: Codes>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize) {
-    let x_rows = x.len() / w.k;
-    let inputs: Vec<Input> = x.chunks_exact(w.k).map(|x| Input::new::<C>(x, w)).collect();
+fn rows<C: Codes>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    let x_rows = x.len();
+    let inputs: Vec<Input> = x.iter().map(|x| Input::new::<C>(x, w)).collect();
     let chunk = COLUMNS / w.how.group_size as usize;
     // Rows of weights that pass over a part of `x` before the next part.
     let block = if x_rows > 2 { 32 } else { 4 };
@@ -86,7 +87,7 @@ fn rows<C: Codes>(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize)
         }
         let mut row = None;
         for (n, sums) in columns.chunks_exact_mut(x_rows).enumerate() {
-            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(w.k)).filter(|(sum, _)| !sum.is_finite()) {
+            for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
                 *sum = dot(x, row.get_or_insert_with(|| Row::new(w)).decode(first + n));
             }
         }

@@ -2,11 +2,14 @@
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-pub(super) mod avx2;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-pub(super) mod avx512;
-pub(super) mod portable;
+mod avx512;
+mod portable;
+mod run;
+
+pub(super) use run::{NAME, QuantizedMatmul};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

@@ -8,7 +8,7 @@
 //! `x`, or an overflow, may meet other partial sums here than on the direct way.
 
 mod fixed;
-mod float;
+pub mod float;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -113,11 +113,18 @@ const CHUNK: usize = 64;
 const COLUMNS: usize = 1024;
 
 /// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time. Rows of `x` whose numbers have `digits`
-/// bits at most are taken in fixed point where that says the same of them.
-pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize, digits: Option<u32>) {
+/// bits at most are taken in fixed point where that says the same of them; `float` multiplies the others.
+pub fn product(
+    w: &Weights<'_>,
+    x: &[f32],
+    columns: &mut [f32],
+    grain: usize,
+    digits: Option<u32>,
+    float: impl Fn(&Weights<'_>, &[&[f32]], &mut [f32], usize),
+) {
     let x: Vec<&[f32]> = x.chunks_exact(w.k).collect();
     let Some(digits) = digits.filter(|_| w.how.mode != QuantizationMode::Mxfp8) else {
-        return float::product(w, &x, columns, grain);
+        return float(w, &x, columns, grain);
     };
     let fits: Vec<bool> = x.iter().map(|x| fixed::suits(x, digits)).collect();
     if fits.iter().all(|&fits| fits) {
@@ -129,7 +136,7 @@ pub fn product(w: &Weights<'_>, x: &[f32], columns: &mut [f32], grain: usize, di
         let mut sums = vec![0.0; rows.len() * w.n];
         match (form, some.is_empty()) {
             (_, true) => continue,
-            (false, _) => float::product(w, &some, &mut sums, grain),
+            (false, _) => float(w, &some, &mut sums, grain),
             (true, _) => fixed::product(w, &some, &mut sums, grain),
         }
         for (out, sums) in columns.chunks_exact_mut(x.len()).zip(sums.chunks_exact(rows.len())) {

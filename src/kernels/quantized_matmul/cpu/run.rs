@@ -1,0 +1,176 @@
+//! How a product runs: which rows of `x` meet which matrix, and by which implementation.
+
+use super::{Batch, Matrix, Weights, portable};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use crate::array::Dtype;
+use crate::error::Result;
+use crate::kernels::path::Path;
+use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product};
+use crate::kernels::{View, ViewMut};
+use crate::ops::Quantization;
+
+/// The name of the operation.
+pub const NAME: &str = "quantized_matmul";
+/// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
+const FEW: usize = 12;
+/// Rows of `x` that are converted at a time.
+const BLOCK: usize = 512;
+/// Multiply-adds that are worth another thread.
+const WORK: usize = 1 << 18;
+
+/// A product.
+pub struct QuantizedMatmul {
+    pub how: Quantization,
+    pub path: Path,
+    pub transpose: bool,
+    /// Whether indices follow, of matrices of `x` and `w`.
+    pub picked: bool,
+}
+
+impl QuantizedMatmul {
+    /// Scales, perhaps biases, and the indices if there are any.
+    pub fn split<'a, T>(&self, rest: &'a [T]) -> (&'a [T], &'a [T]) {
+        rest.split_at(rest.len() - if self.picked { 2.min(rest.len()) } else { 0 })
+    }
+
+    /// Of `x`, weights, scales, perhaps biases, and the indices if there are any.
+    pub fn run(&self, inputs: &[View<'_>], out: &mut ViewMut<'_>) -> Result<()> {
+        let (x, rest) = (&inputs[0], &inputs[2..]);
+        let (parts, indices) = self.split(rest);
+        let weights = Batch::new(&inputs[1], &parts[0], parts.get(1), self.how)?;
+        let [rows, columns] = weights.sizes();
+        if x.size() == 0 || rows == 0 || columns == 0 || out.shape().contains(&0) {
+            return Ok(());
+        }
+        let matrix = |index| Matrix { w: weights.matrix(index), path: self.path };
+        let &[ref batch @ .., k] = x.shape() else { return Ok(()) };
+        let [left, right] = indices else {
+            let all: Vec<_> = (0..x.size() / k as usize).map(|row| [row, row]).collect();
+            return self.rows(matrix(0), x, &all, out);
+        };
+        let m = batch.last().map_or(1, |&m| m as usize);
+        let all = picks(NAME, left, right, [x.size() / (m * k as usize), weights.count])?;
+        for same in all.chunk_by(|a, b| a.right == b.right) {
+            let rows = same.iter().flat_map(|pick| (0..m).map(|i| [pick.left * m + i, pick.out * m + i]));
+            self.rows(matrix(same[0].right), x, &rows.collect::<Vec<_>>(), out)?;
+        }
+        Ok(())
+    }
+
+    /// Rows of `x`, and the rows of the result that they give with matrix `w`.
+    pub fn rows(
+        &self,
+        w: Matrix<'_>,
+        x: &View<'_>,
+        pairs: &[[usize; 2]],
+        out: &mut ViewMut<'_>,
+    ) -> Result<()> {
+        let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
+        let digits = digits(out.dtype());
+        for pairs in pairs.chunks(BLOCK) {
+            let mut values = vec![0.0; pairs.len() * k];
+            let (numbers, origin) = Numbers::of(x)?;
+            values
+                .chunks_exact_mut(k)
+                .zip(pairs)
+                .for_each(|(row, pair)| numbers.read(origin + pair[0] * k, row));
+            let powers = moderate(&mut values, k);
+            let plain = powers.iter().all(|&p| p == 1.0);
+            // What AMX leaves of the weights is enough for a result in half precision only.
+            let single = out.dtype() == Dtype::Float32;
+            let path = if single { self.path.min(Path::Avx512) } else { self.path };
+            let mut result = Ok(());
+            let mut store = |sums: &Sums| {
+                let finish = |m: usize, _: usize, row: &mut [f32]| {
+                    if !plain {
+                        row.iter_mut().for_each(|sum| *sum /= powers[m]);
+                    }
+                };
+                let in_order = pairs.windows(2).all(|pair| pair[0][1] + 1 == pair[1][1]);
+                let stored = if in_order {
+                    sums.store(out, pairs[0][1] * n, n, finish)
+                } else {
+                    sums.scatter(out, n, finish, |m| pairs[m][1])
+                };
+                if result.is_ok() {
+                    result = stored;
+                }
+            };
+            if self.transpose && pairs.len() <= FEW {
+                store(&self.few(&w.w, &values, digits));
+            } else {
+                let lines = Rows { values: &values, k, dtype: x.dtype() };
+                let x = Side { lines: &lines, count: pairs.len(), across: false };
+                let w = Side { lines: &w, count: n, across: !self.transpose };
+                product(path, x, w, k, &mut store);
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The products of a few rows of `x` with the codes of the weights.
+    fn few(&self, w: &Weights<'_>, x: &[f32], digits: Option<u32>) -> Sums {
+        let (n, k, count) = (w.n, w.k, x.len() / w.k);
+        let mut values = vec![0.0; n * count];
+        // A multiple of four rows of weights, which the fast paths take at a time.
+        let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
+        match self.path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => avx2::product(w, x, &mut values, grain, digits, avx2::float::product),
+            // AVX-512 has no fixed point of its own: that of AVX2 multiplies as many codes at a time.
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 | Path::Amx => avx2::product(w, x, &mut values, grain, digits, avx512::product),
+            _ => portable::product(w, x, &mut values, grain),
+        }
+        Sums { values, width: count, few: 0..n, many: count, turned: true }
+    }
+}
+
+/// Rows of `x` as `float32`, and of which dtype they were.
+struct Rows<'a> {
+    values: &'a [f32],
+    k: usize,
+    dtype: Dtype,
+}
+
+impl Lines for Rows<'_> {
+    fn read(&self, line: usize, start: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[line * self.k + start..][..out.len()]);
+    }
+
+    fn parts(&self) -> usize {
+        match self.dtype {
+            Dtype::Bfloat16 => 1,
+            Dtype::Float16 => 2,
+            _ => 3,
+        }
+    }
+}
+
+/// Bits of a number of half precision. If a result has it, so have all operands.
+fn digits(dtype: Dtype) -> Option<u32> {
+    match dtype {
+        Dtype::Bfloat16 => Some(8),
+        Dtype::Float16 => Some(11),
+        _ => None,
+    }
+}
+
+/// Multiplies each row whose largest element is very large or very small by a power of two, so that
+/// nothing on the way to the result overflows or underflows which the result doesn't. Returns the powers.
+fn moderate(x: &mut [f32], k: usize) -> Vec<f32> {
+    const FAR: f32 = (1u64 << 60) as f32;
+    const POWER: f32 = 16.0 * FAR;
+    let power = |row: &[f32]| match row.iter().fold(0.0f32, |max, x| max.max(x.abs())) {
+        max if max > 0.0 && max < 1.0 / FAR => POWER,
+        max if max > FAR && max.is_finite() => 1.0 / POWER,
+        _ => 1.0,
+    };
+    let powers: Vec<f32> = x.chunks_exact(k).map(power).collect();
+    for (m, power) in powers.iter().enumerate().filter(|&(_, &power)| power != 1.0) {
+        x[m * k..][..k].iter_mut().for_each(|x| *x *= power);
+    }
+    powers
+}

@@ -1,0 +1,18 @@
+//! Two threads that take turns.
+
+pub fn threads() -> usize {
+    2
+}
+
+pub fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    std::thread::scope(|scope| {
+        for (i, piece) in out.chunks_mut(size).enumerate() {
+            let work = &work;
+            if i % 2 == 1 {
+                scope.spawn(move || work(i, piece));
+            } else {
+                work(i, piece);
+            }
+        }
+    });
+}

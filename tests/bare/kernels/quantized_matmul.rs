@@ -1,0 +1,302 @@
+//! Products with quantized matrices.
+
+#[path = "../../../src/kernels/quantized_matmul/cpu/mod.rs"]
+mod cpu;
+
+use self::cpu::QuantizedMatmul;
+use crate::array::Dtype;
+use crate::kernels::path::Path;
+use crate::ops::{Quantization, QuantizationMode};
+use crate::support::{Array, FLOATS, Oracle, Random, assert_close, paths, rounded};
+
+fn quantizations() -> Vec<Quantization> {
+    use QuantizationMode::*;
+    let affine = [32, 64, 128].into_iter().flat_map(|group| [2, 3, 4, 5, 6, 8].map(|b| (Affine, group, b)));
+    let others = [(Mxfp4, 32, 4), (Mxfp8, 32, 8), (Nvfp4, 16, 4)];
+    affine.chain(others).map(|(mode, group_size, bits)| Quantization { mode, group_size, bits }).collect()
+}
+
+/// A small float of `exponent` and `mantissa` bits.
+fn small_float(code: u32, exponent: u32, mantissa: u32) -> f64 {
+    let m = f64::from(code & ((1 << mantissa) - 1)) / f64::from(1 << mantissa);
+    let e = (code >> mantissa & ((1 << exponent) - 1)) as i32;
+    let bias = (1 << (exponent - 1)) - 1;
+    let magnitude = if e == 0 { m * 2f64.powi(1 - bias) } else { (1.0 + m) * 2f64.powi(e - bias) };
+    if code >> (exponent + mantissa) == 1 { -magnitude } else { magnitude }
+}
+
+/// Random matrices `[count, n, k]`.
+struct Matrices {
+    how: Quantization,
+    n: usize,
+    k: usize,
+    arrays: Vec<Array>,
+    /// Their numbers.
+    decoded: Vec<f64>,
+}
+
+impl Matrices {
+    fn new(
+        how: Quantization,
+        scales: Dtype,
+        count: usize,
+        n: usize,
+        groups: usize,
+        random: &mut Random,
+    ) -> Self {
+        let (group, bits) = (how.group_size as usize, how.bits as usize);
+        let k = groups * group;
+        let batch: &[usize] = if count == 1 { &[] } else { &[count] };
+        let shape = |columns: usize| [batch, &[n, columns]].concat();
+        let bytes: Vec<u8> = (0..count * n * k * bits / 8).map(|_| random.bits() as u8).collect();
+        let mut arrays = vec![Array::of_bytes(&bytes, &shape(k * bits / 32), Dtype::Uint32)];
+        let (mut scale_values, mut bias_values) = (Vec::new(), vec![0.0; count * n * groups]);
+        if how.mode == QuantizationMode::Affine {
+            let middle = ((1 << bits) - 1) as f32 / 2.0;
+            for bias in &mut bias_values {
+                let scale = rounded(random.unit() / (1 << bits) as f32, scales);
+                *bias = rounded(-middle * scale + 0.1 * random.unit(), scales);
+                scale_values.push(scale);
+            }
+            arrays.push(Array::of_floats(&scale_values, &shape(groups), scales));
+            arrays.push(Array::of_floats(&bias_values, &shape(groups), scales));
+        } else {
+            let nv = how.mode == QuantizationMode::Nvfp4;
+            let code =
+                |random: &mut Random| if nv { random.bits() as u8 } else { 120 + random.below(8) as u8 };
+            let codes: Vec<u8> = bias_values.iter().map(|_| code(random)).collect();
+            let value = |c: u8| if nv { small_float(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) };
+            scale_values = codes.iter().map(|&c| value(c) as f32).collect();
+            arrays.push(Array::of_bytes(&codes, &shape(groups), Dtype::Uint8));
+        }
+        let code = |at: usize| {
+            let bit = at % k * bits;
+            let row = &bytes[at / k * (k * bits / 8)..];
+            (0..bits).fold(0, |code, b| code | u32::from(row[(bit + b) / 8] >> ((bit + b) % 8) & 1) << b)
+        };
+        let number = |at: usize| {
+            let value = match how.mode {
+                QuantizationMode::Affine => f64::from(code(at)),
+                QuantizationMode::Mxfp8 => small_float(code(at), 4, 3),
+                _ => small_float(code(at), 2, 1),
+            };
+            value * f64::from(scale_values[at / group]) + f64::from(bias_values[at / group])
+        };
+        let decoded = (0..count * n * k).map(number).collect();
+        Self { how, n, k, arrays, decoded }
+    }
+
+    /// What meets a row of `x`, and what it gives.
+    fn sizes(&self, transpose: bool) -> [usize; 2] {
+        if transpose { [self.k, self.n] } else { [self.n, self.k] }
+    }
+
+    /// The numbers that give column `column` of a product with matrix `index`.
+    fn column(&self, index: usize, column: usize, transpose: bool) -> impl Iterator<Item = f64> + '_ {
+        let (n, k) = (self.n, self.k);
+        let (start, step, count) = if transpose { (column * k, 1, k) } else { (column, k, n) };
+        (0..count).map(move |i| self.decoded[index * n * k + start + i * step])
+    }
+
+    fn product(&self, path: Path, transpose: bool, x: &Array, indices: Option<&[Array; 2]>, out: &mut Array) {
+        let inputs: Vec<_> = [x]
+            .into_iter()
+            .chain(&self.arrays)
+            .chain(indices.into_iter().flatten())
+            .map(Array::view)
+            .collect();
+        let kernel = QuantizedMatmul { how: self.how, path, transpose, picked: indices.is_some() };
+        kernel.run(&inputs, &mut out.view_mut()).unwrap();
+    }
+}
+
+/// A product of rows `x`, of `dtype`, in which the results are too.
+fn rows_of(w: &Matrices, path: Path, transpose: bool, x: &[f32], dtype: Dtype, out: Dtype) -> Vec<f32> {
+    let [k, n] = w.sizes(transpose);
+    let x = Array::of_floats(x, &[x.len() / k, k], dtype);
+    let mut y = Array::zeros(&[x.view().size() / k, n], out);
+    w.product(path, transpose, &x, None, &mut y);
+    y.values()
+}
+
+/// Of any two that differ `float32`.
+fn promoted(x: Dtype, scales: Dtype, how: Quantization) -> Dtype {
+    if how.mode == QuantizationMode::Affine && x != scales { Dtype::Float32 } else { x }
+}
+
+#[test]
+fn products_of_few_and_many_rows() {
+    let (paths, random, mut count) = (paths(), &mut Random(1), 0);
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for (d, dtype) in FLOATS.into_iter().enumerate() {
+            for transpose in [true, false] {
+                let which = i + d + usize::from(transpose);
+                let scales = if which % 2 == 0 { dtype } else { FLOATS[which % 3] };
+                let out = promoted(dtype, scales, how);
+                let (n, groups) = ([13, 7, 33, 4][which % 4], [3, 1, 2, 5][i % 4]);
+                let w = Matrices::new(how, scales, 1, n, groups, random);
+                let [k, n] = w.sizes(transpose);
+                const ROWS: usize = 17;
+                let x: Vec<f32> = (0..ROWS * k).map(|_| rounded(random.unit(), dtype)).collect();
+                let terms = |at: usize| x[at / n * k..].iter().copied().zip(w.column(0, at % n, transpose));
+                let oracle = Oracle::new(ROWS * n, out, terms);
+                let allowed = oracle.allowed(out, 1.0);
+                for &path in &paths {
+                    for rows in 1..=ROWS {
+                        let y = rows_of(&w, path, transpose, &x[..rows * k], dtype, out);
+                        let of = || format!("{path} {how:?} {dtype:?} {scales:?} {transpose} {rows} rows");
+                        assert_close(&y, &oracle.exact[..rows * n], allowed, &of);
+                        count += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{paths:?}: {count} products of 1 to 17 rows");
+}
+
+#[test]
+fn long_rows() {
+    let (paths, random) = (paths(), &mut Random(2));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        // More groups than are decoded at a time, and a last block that is not full.
+        let (dtype, w) = (FLOATS[i % 2], Matrices::new(how, FLOATS[i % 2], 1, 3, 67, random));
+        let x: Vec<f32> = (0..5 * w.k).map(|_| rounded(random.unit(), dtype)).collect();
+        let terms = |at: usize| x[at / 3 * w.k..].iter().copied().zip(w.column(0, at % 3, true));
+        let oracle = Oracle::new(15, dtype, terms);
+        for &path in &paths {
+            let y = rows_of(&w, path, true, &x, dtype, dtype);
+            assert_close(&y, &oracle.exact, oracle.allowed(dtype, 4.0), &|| {
+                format!("{path} {how:?} {dtype:?}")
+            });
+        }
+    }
+    println!("{paths:?}: long rows");
+}
+
+#[test]
+fn rows_do_not_depend_on_those_beside_them() {
+    let (paths, random) = (paths(), &mut Random(3));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        let dtype = FLOATS[i % 3];
+        let w = Matrices::new(how, dtype, 1, 6, 5, random);
+        let x: Vec<f32> = (0..12 * w.k).map(|_| rounded(random.unit(), dtype)).collect();
+        for &path in &paths {
+            let all = rows_of(&w, path, true, &x, dtype, dtype);
+            for m in [0, 3, 8, 11] {
+                let alone = rows_of(&w, path, true, &x[m * w.k..][..w.k], dtype, dtype);
+                assert_eq!(alone, all[m * 6..][..6], "{path} {how:?} {dtype:?} row {m}");
+            }
+        }
+    }
+    println!("{paths:?}: rows alone");
+}
+
+#[test]
+fn outliers_take_nothing_from_the_numbers_beside_them() {
+    let (paths, random) = (paths(), &mut Random(4));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        let dtype = FLOATS[1 + i % 2];
+        let w = Matrices::new(how, dtype, 1, 9, 768 / how.group_size as usize, random);
+        // Only the first two rows of three have outliers.
+        let large = |at: usize| if at % 300 == 7 && at < 2 * w.k { 2f32.powi([8, 13][i % 2]) } else { 1.0 };
+        let x: Vec<f32> = (0..3 * w.k).map(|at| rounded(random.unit() * large(at), dtype)).collect();
+        let terms = |at: usize| x[at / 9 * w.k..].iter().copied().zip(w.column(0, at % 9, true));
+        let oracle = Oracle::new(27, dtype, terms);
+        for &path in &paths {
+            let y = rows_of(&w, path, true, &x, dtype, dtype);
+            assert_close(&y, &oracle.exact, oracle.allowed(dtype, 1.0), &|| {
+                format!("{path} {how:?} {dtype:?}")
+            });
+        }
+    }
+    println!("{paths:?}: outliers");
+}
+
+#[test]
+fn large_and_tiny_values() {
+    let (paths, random) = (paths(), &mut Random(5));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for (j, exponent) in [-140, -100, -61, 60, 120].into_iter().enumerate() {
+            let (rows, dtype) = ([3, 14][(i + j) % 2], [Dtype::Float32, Dtype::Bfloat16][i % 2]);
+            let w = Matrices::new(how, dtype, 1, 9, 3, random);
+            let power = 2f64.powi(exponent);
+            let value = |random: &mut Random| rounded((f64::from(random.unit()) * power) as f32, dtype);
+            let x: Vec<f32> = (0..rows * w.k).map(|_| value(random)).collect();
+            let terms = |at: usize| x[at / 9 * w.k..].iter().copied().zip(w.column(0, at % 9, true));
+            let oracle = Oracle::new(rows * 9, dtype, terms);
+            // Results below the normal numbers have units of their own.
+            let allowed = oracle.allowed(dtype, power).max(2f64.powi(if dtype == Dtype::Float32 {
+                -148
+            } else {
+                -132
+            }));
+            for &path in &paths {
+                let y = rows_of(&w, path, true, &x, dtype, dtype);
+                assert_close(&y, &oracle.exact, allowed, &|| {
+                    format!("{path} {how:?} {dtype:?} 2^{exponent} {rows} rows")
+                });
+            }
+        }
+    }
+    println!("{paths:?}: large and tiny values");
+}
+
+#[test]
+fn infinities_and_nans_go_where_they_belong() {
+    let (paths, random) = (paths(), &mut Random(6));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for special in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for rows in [3, 14] {
+                let dtype = FLOATS[i % 3];
+                let w = Matrices::new(how, dtype, 1, 5, 2 * 128 / how.group_size as usize, random);
+                let mut x: Vec<f32> = (0..rows * w.k).map(|_| rounded(random.unit(), dtype)).collect();
+                x[39] = special;
+                let terms = |at: usize| x[at / 5 * w.k..].iter().copied().zip(w.column(0, at % 5, true));
+                let exact = Oracle::new(rows * 5, dtype, terms).exact;
+                for &path in &paths {
+                    let y = rows_of(&w, path, true, &x, dtype, dtype);
+                    for (y, e) in y.iter().zip(&exact) {
+                        let alike = y.is_nan() == e.is_nan() && y.is_infinite() == e.is_infinite();
+                        let same = alike && (!y.is_infinite() || f64::from(*y) == *e);
+                        assert!(same, "{path} {how:?} {dtype:?} {rows} rows: {y}, expected {e}");
+                    }
+                }
+            }
+        }
+    }
+    println!("{paths:?}: infinities and NaNs");
+}
+
+#[test]
+fn products_of_picked_matrices() {
+    let (paths, random) = (paths(), &mut Random(7));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for transpose in [true, false] {
+            let (dtype, m) = (FLOATS[i % 3], [1, 2, 13][(i + usize::from(transpose)) % 3]);
+            let w = Matrices::new(how, dtype, 3, [5, 16, 40][i % 3], 1 + i % 2, random);
+            let [k, n] = w.sizes(transpose);
+            let x: Vec<f32> = (0..2 * m * k).map(|_| rounded(random.unit(), dtype)).collect();
+            let picks: Vec<[u32; 2]> =
+                (0..4).map(|_| [random.below(2) as u32, random.below(3) as u32]).collect();
+            let indices = [0, 1].map(|side| {
+                let bytes: Vec<u8> = picks.iter().flat_map(|pick| pick[side].to_le_bytes()).collect();
+                Array::of_bytes(&bytes, &[4], Dtype::Uint32)
+            });
+            let terms = |at: usize| {
+                let [left, right] = picks[at / (m * n)].map(|index| index as usize);
+                let row = left * m + at / n % m;
+                x[row * k..].iter().copied().zip(w.column(right, at % n, transpose))
+            };
+            let oracle = Oracle::new(4 * m * n, dtype, terms);
+            let x = Array::of_floats(&x, &[2, m, k], dtype);
+            for &path in &paths {
+                let mut y = Array::zeros(&[4, m, n], dtype);
+                w.product(path, transpose, &x, Some(&indices), &mut y);
+                let of = || format!("{path} {how:?} {dtype:?} {transpose}");
+                assert_close(&y.values(), &oracle.exact, oracle.allowed(dtype, 1.0), &of);
+            }
+        }
+    }
+    println!("{paths:?}: picked matrices");
+}
