@@ -34,20 +34,26 @@ impl Padding {
         Ok(Offset::Each(((-&self.array)? + position)?))
     }
 
-    /// Which keys the next `length` positions of each sequence see: those of itself.
-    pub(super) fn mask(&self, cache: &LayerCache, length: i32, window: Option<i32>) -> Result<Mask> {
+    /// Which keys the next `length` positions of each sequence see: those of itself, and of their own `chunk`.
+    pub(super) fn mask(
+        &self,
+        cache: &LayerCache,
+        length: i32,
+        window: Option<i32>,
+        chunk: Option<i32>,
+    ) -> Result<Mask> {
         let position = cache.position();
         let (keys, window, chunk) = match cache {
             LayerCache::Rotating(cache) => {
                 let size = cache.size();
                 let keys = cache.next_keys(length);
                 let count = keys.len() as i32;
-                (Array::from_slice(&keys, &[count])?, Some(window.unwrap_or(size).min(size)), None)
+                (Array::from_slice(&keys, &[count])?, Some(window.unwrap_or(size).min(size)), chunk)
             }
             LayerCache::Chunked(cache) => {
                 (range(cache.next_start(), position + length)?, None, Some(cache.size()))
             }
-            _ => (range(0, position + length)?, window, None),
+            _ => (range(0, position + length)?, window, chunk),
         };
         padded(&range(position, position + length)?, &keys, &self.array, window, chunk).map(Mask::Array)
     }

@@ -43,7 +43,7 @@ impl<'a> From<&'a Mask> for fast::Mask<'a> {
 pub struct Masks {
     length: i32,
     expected: Offset,
-    made: Vec<((Kind, Option<i32>), Mask)>,
+    made: Vec<((Kind, Option<i32>, Option<i32>), Mask)>,
     /// Positions, `[batch, 1, length, count]`, that a layer has chosen to see, for those after it that see
     /// the same.
     pub chosen: Option<Array>,
@@ -52,8 +52,8 @@ pub struct Masks {
     pub shared: Option<[Array; 2]>,
 }
 
-/// What the mask of a layer depends on, besides the window, the position and the padding, which all
-/// layers share.
+/// What the mask of a layer depends on, besides the window, the chunk, and the position and the padding, which
+/// all layers share.
 type Kind = std::mem::Discriminant<LayerCache>;
 
 impl Masks {
@@ -80,21 +80,27 @@ impl Masks {
     /// The mask of an attention layer with this window, or none. All layers of a pass are at the same
     /// position.
     pub fn of(&mut self, cache: &LayerCache, window: Option<i32>) -> Result<Mask> {
-        let key = (std::mem::discriminant(cache.unpadded()), window);
-        if let Some((_, mask)) = self.made.iter().find(|(made_for, _)| *made_for == key) {
-            return Ok(mask.clone());
-        }
-        let mask = cache.mask(self.length, window)?;
-        self.made.push((key, mask.clone()));
-        Ok(mask)
+        self.once(cache, [window, None], |length| cache.mask(length, window))
     }
 
     /// The mask of an attention layer whose positions see their own chunk of `size`.
     pub fn within_chunks(&mut self, cache: &LayerCache, size: i32) -> Result<Mask> {
-        match cache {
-            LayerCache::Stateless => chunked(self.length, 0, 0, size),
-            cache => self.of(cache, None),
+        self.once(cache, [None, Some(size)], |length| cache.chunk_mask(length, size))
+    }
+
+    fn once(
+        &mut self,
+        cache: &LayerCache,
+        [window, chunk]: [Option<i32>; 2],
+        make: impl FnOnce(i32) -> Result<Mask>,
+    ) -> Result<Mask> {
+        let key = (std::mem::discriminant(cache.unpadded()), window, chunk);
+        if let Some((_, mask)) = self.made.iter().find(|(made_for, _)| *made_for == key) {
+            return Ok(mask.clone());
         }
+        let mask = make(self.length)?;
+        self.made.push((key, mask.clone()));
+        Ok(mask)
     }
 }
 

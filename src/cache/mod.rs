@@ -134,11 +134,24 @@ impl LayerCache {
     pub fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
         match self {
             LayerCache::Stateless => mask::causal(length, 0, window),
-            LayerCache::Padded(cache, padding) => padding.mask(cache, length, window),
+            LayerCache::Padded(cache, padding) => padding.mask(cache, length, window, None),
             LayerCache::Kv(cache) => mask::causal(length, cache.offset(), window),
             LayerCache::Quantized(cache) => mask::causal(length, cache.offset(), window),
             LayerCache::Rotating(cache) => cache.mask(length, window),
             LayerCache::Chunked(cache) => cache.mask(length),
+            LayerCache::Arrays(_) | LayerCache::List(_) => Err(self.not("one of keys and values")),
+        }
+    }
+
+    /// As [`mask`](Self::mask), for positions that see their own chunk of `size`.
+    pub fn chunk_mask(&self, length: i32, size: i32) -> Result<Mask> {
+        match self {
+            LayerCache::Padded(cache, padding) => padding.mask(cache, length, None, Some(size)),
+            LayerCache::Rotating(_) => Padding::new(&[0])?.mask(self, length, None, Some(size)),
+            LayerCache::Chunked(cache) => cache.mask(length),
+            LayerCache::Stateless | LayerCache::Kv(_) | LayerCache::Quantized(_) => {
+                mask::chunked(length, self.position(), 0, size)
+            }
             LayerCache::Arrays(_) | LayerCache::List(_) => Err(self.not("one of keys and values")),
         }
     }

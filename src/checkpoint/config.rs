@@ -1,5 +1,6 @@
 //! `config.json`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::gguf::{self, Gguf};
-use super::{nearest, python_json};
+use super::{defaults, nearest, python_json};
 use crate::array::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Quantization, QuantizationMode};
@@ -89,13 +90,23 @@ impl Config {
         Error::unsupported(what, format!("there is no such model here; {near}"))
     }
 
-    /// The config as a model's own type. Fails with the key that is missing, or is not what it should
-    /// be: another type, a number out of range, `NaN`.
+    /// The config as a model's own type; a key that it leaves out has the value that it has in the source.
+    /// Fails with the key that is missing even so, or is not what it should be: another type, a number out
+    /// of range, `NaN`.
     pub fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        python_json::read(&self.json).map_err(|(key, cause)| {
-            // Where the key is not known, the cause names it: it is missing.
-            self.invalid(key.map_or_else(|| cause.to_string(), |key| format!("`{key}`: {cause}")))
-        })
+        let mut json = Cow::Borrowed(&self.json);
+        loop {
+            let (key, cause) = match python_json::read(&json) {
+                Ok(args) => return Ok(args),
+                Err(error) => error,
+            };
+            let cause = cause.to_string();
+            let missing = cause.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+            if !missing.is_some_and(|missing| defaults::fill(json.to_mut(), missing)) {
+                // Where the key is not known, the cause names it: it is missing.
+                return Err(self.invalid(key.map_or(cause.clone(), |key| format!("`{key}`: {cause}"))));
+            }
+        }
     }
 
     /// The dtype of the weights: `dtype`, or `torch_dtype` in older files.

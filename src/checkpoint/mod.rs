@@ -14,6 +14,7 @@
 //! ```
 
 mod config;
+mod defaults;
 mod files;
 pub mod foreign;
 pub mod gguf;

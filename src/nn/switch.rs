@@ -23,6 +23,14 @@ impl SwitchLinear {
     /// What the global scale of `nvfp4` counts in: the largest code times the largest scale of a group.
     pub const GLOBAL: f32 = 6.0 * 448.0;
 
+    /// The layers `name` of experts that a checkpoint has one by one, from `input` to `output` features,
+    /// without biases. Fails where they are not all dense, or all quantized in the same way.
+    pub fn stacked(experts: &[Weights], name: &str, input: i32, output: i32) -> Result<Self> {
+        let each = experts.iter().map(|w| Weight::load(&w.pp(name), &[output, input]));
+        let weight = Weight::stack(&each.collect::<Result<Vec<_>>>()?)?;
+        Ok(Self { weight, bias: None, global_scale: None })
+    }
+
     /// `[..., m, in]` to `[..., m, out]`. `experts` are integers whose shape broadcasts with the `...`;
     /// `sorted` promises that they ascend.
     pub fn forward(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {

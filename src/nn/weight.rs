@@ -75,6 +75,34 @@ impl Weight {
         Ok(Weight::Quantized { weight, scales, biases, how })
     }
 
+    /// Matrices of one shape as one, `[count, rows, columns]`. Fails where they are not all dense, or all
+    /// quantized in the same way.
+    pub fn stack(parts: &[Weight]) -> Result<Self> {
+        let arrays = parts.iter().map(|part| match part {
+            Weight::Dense(weight) => Some((None, vec![weight])),
+            Weight::Quantized { weight, scales, biases, how } => {
+                Some((Some(*how), [weight, scales].into_iter().chain(biases).collect()))
+            }
+            Weight::Rotated { .. } => None,
+        });
+        let differ = || Error::unsupported("experts that are stored differently", "they are computed as one");
+        let arrays: Vec<(Option<Quantization>, Vec<&Array>)> =
+            arrays.collect::<Option<_>>().ok_or_else(differ)?;
+        let how = arrays.first().and_then(|(how, _)| *how);
+        if arrays.iter().any(|(other, _)| *other != how) {
+            return Err(differ());
+        }
+        let stack = |part: usize| ops::stack(arrays.iter().map(|(_, arrays)| arrays[part]), 0);
+        Ok(match how {
+            None => Weight::Dense(stack(0)?),
+            Some(how) => {
+                let biased = how.mode == QuantizationMode::Affine;
+                let biases = biased.then(|| stack(2)).transpose()?;
+                Weight::Quantized { weight: stack(0)?, scales: stack(1)?, biases, how }
+            }
+        })
+    }
+
     /// Its rows; of each matrix, if there are several.
     pub fn rows_count(&self) -> i32 {
         match self {

@@ -160,9 +160,14 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
     }
     let config = Config::load(source)?;
     let module = architecture_of(&config)?;
-    let (model, weights) = models::load_weights(source)?;
+    let (model, mut weights) = models::load_weights(source)?;
     let num_layers = model.num_layers();
     drop(model);
+    // mlx-lm has BitNet's weights as they are published; affine ones are for running it.
+    let packed = module == "bitnet" && !options.dequantize && options.quantize.is_none();
+    if packed {
+        weights = Weights::of(&config, source, &Rules::new())?;
+    }
 
     let old = weights.matrices();
     let mut changes = Changes::none(&weights);
@@ -215,7 +220,7 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
     write_config(
         &config,
         &staging.path().join("config.json"),
-        Some(quantization.clone().unwrap_or_default()),
+        (!packed).then(|| quantization.clone().unwrap_or_default()),
     )?;
     copy_kept(source, staging.path())?;
     let files = file_names(staging.path())?;

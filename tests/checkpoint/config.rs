@@ -77,6 +77,29 @@ fn absurd_numbers_are_refused_by_name() {
 }
 
 #[test]
+fn what_a_config_leaves_out_is_as_in_its_source() {
+    #[derive(Debug, Deserialize)]
+    struct Sizes {
+        hidden_size: i32,
+        rms_norm_eps: f32,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Wrapper {
+        text_config: Sizes,
+    }
+    let sizes: Sizes = parse(r#"{"model_type": "llama", "rms_norm_eps": 0.5}"#).args().unwrap();
+    assert_eq!((sizes.hidden_size, sizes.rms_norm_eps), (4096, 0.5));
+    // As LLaVA 1.5 is published.
+    let wrapper = r#"{"model_type": "llava", "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5}}"#;
+    let wrapper: Wrapper = parse(wrapper).args().unwrap();
+    assert_eq!((wrapper.text_config.hidden_size, wrapper.text_config.rms_norm_eps), (4096, 1e-5));
+    for unknown in [r#"{"model_type": "parrot"}"#, r#"{"text_config": {"model_type": 1}}"#] {
+        let error = parse(unknown).args::<Sizes>().unwrap_err().to_string();
+        assert!(error.contains("missing field `hidden_size`"), "{error}");
+    }
+}
+
+#[test]
 fn a_wrong_field_of_a_flattened_part_is_refused_by_name() {
     #[derive(Debug, serde::Deserialize)]
     #[allow(dead_code)] // only read

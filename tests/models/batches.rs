@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlxport::cache::{ArraysCache, Cache, ChunkedKvCache, KvCache, LayerCache, Offset, RotatingKvCache};
+use mlxport::cache::{ArraysCache, Cache, ChunkedKvCache, LayerCache, Offset, RotatingKvCache};
 use mlxport::fast::scaled_dot_product_attention;
 use mlxport::generate::{Batch, FinishReason, Options, Penalties, Request, Sampling, Tokens};
 use mlxport::models::LanguageModel;
@@ -188,8 +188,14 @@ fn padding_before_a_prompt_changes_nothing() {
 }
 
 /// Attention of every position of a sequence, whose first `before` positions come alone and the others
-/// in a batch with another sequence.
-fn attend(make: impl Fn() -> LayerCache, lengths: [i32; 2], before: [i32; 2], steps: i32) -> [Vec<f32>; 2] {
+/// in a batch with another sequence; within chunks of so many positions, or all.
+fn attend(
+    make: impl Fn() -> LayerCache,
+    chunk: Option<i32>,
+    lengths: [i32; 2],
+    before: [i32; 2],
+    steps: i32,
+) -> [Vec<f32>; 2] {
     let draw = |seed: u64, length: i32| {
         let key = random::key(seed).unwrap();
         random::normal(0.0, 1.0, &[1, 2, length, 4], Dtype::Float32, Some(&key)).unwrap()
@@ -198,7 +204,9 @@ fn attend(make: impl Fn() -> LayerCache, lengths: [i32; 2], before: [i32; 2], st
         ops::slice(x, &[0, 0, start, 0], &[1, 2, stop, 4], &[1; 4]).unwrap()
     };
     let attend = |cache: &mut LayerCache, [q, k, v]: [Array; 3]| {
-        let mask = cache.mask(q.dim(2).unwrap(), None).unwrap();
+        let length = q.dim(2).unwrap();
+        let mask =
+            chunk.map_or_else(|| cache.mask(length, None), |size| cache.chunk_mask(length, size)).unwrap();
         let seen = cache.update(&k, &v).unwrap();
         scaled_dot_product_attention(&q, &seen.keys, &seen.values, 0.5, &mask, None).unwrap()
     };
@@ -238,9 +246,16 @@ proptest! {
     #[test]
     fn caches_of_every_kind_merge(before in [1..25i32, 1..25i32], steps in 1..14i32, size in 1..12i32) {
         let lengths = before.map(|before| before + steps);
-        attend(|| LayerCache::Kv(KvCache::new()), lengths, before, steps);
-        attend(|| LayerCache::Rotating(RotatingKvCache::new(size, 0)), lengths, before, steps);
-        attend(|| LayerCache::Chunked(ChunkedKvCache::new(size)), lengths, before, steps);
+        attend(LayerCache::kv, None, lengths, before, steps);
+        attend(|| LayerCache::Rotating(RotatingKvCache::new(size, 0)), None, lengths, before, steps);
+        let forgets = attend(|| LayerCache::Chunked(ChunkedKvCache::new(size)), None, lengths, before, steps);
+        // A cache that keeps all positions, or enough of them, serves chunks as well.
+        for all in [LayerCache::kv, || LayerCache::Rotating(RotatingKvCache::new(40, 0))] {
+            let keeps = attend(all, Some(size), lengths, before, steps);
+            for (keeps, forgets) in keeps.iter().zip(&forgets) {
+                prop_assert!(error(keeps, forgets) < 1e-5);
+            }
+        }
     }
 }
 

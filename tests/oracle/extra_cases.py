@@ -78,6 +78,7 @@ case("gemma3n__unclipped", "coefficients that mlx-lm does not clip, no shared la
 baichuan_m1 = base("baichuan_m1", num_hidden_layers=4, sliding_window=8, sliding_window_layers=[1, 3], conv_window=2, num_swa_attention_heads=8, num_swa_key_value_heads=4)
 case("baichuan_m1", "convolutions of keys and values, sliding layers with more heads, a head of unit rows", baichuan_m1)
 case("baichuan_m1__even", "the same heads in all layers, the first one slides", baichuan_m1 | dict(num_hidden_layers=2, sliding_window_layers=[0], num_swa_attention_heads=None, num_swa_key_value_heads=None))
+case("glm4__halves", "pairs half a head apart, no attention biases, one key head", base("glm4", head_dim=24, num_key_value_heads=1, attention_bias=False, partial_rotary_factor=0.5, rope_traditional=False))
 case("llama4_text__turning", "norms of queries and keys, rotary positions in all layers, tied", base("llama4_text", head_dim=16, intermediate_size_mlp=80, use_qk_norm=True, no_rope_layers=[1, 1, 1], tie_word_embeddings=True))
 case("olmo__ratio", "hidden features by their ratio, interleaved rope, more embeddings than tokens", dict(model_type="olmo", d_model=64, n_layers=2, mlp_hidden_size=None, n_heads=4, vocab_size=290, embedding_size=300, rope_traditional=True, mlp_ratio=3))
 

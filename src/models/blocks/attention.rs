@@ -103,7 +103,7 @@ pub struct Attention {
     /// How many positions a query sees; `None` for all.
     pub window: Option<i32>,
     /// Whether its memory keeps all positions even so. This is how prompt caches of models have it whose
-    /// windows mlx-lm does not know.
+    /// windows, or chunks, mlx-lm does not know.
     pub keeps_all: bool,
     /// Of how many positions the chunks are that a query sees its own of (Llama 4); `None` for all.
     pub chunk: Option<i32>,
@@ -255,8 +255,11 @@ impl Mixer for Attention {
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
-        let window = self.window.filter(|_| !self.keeps_all);
-        Some(self.chunk.map_or_else(|| LayerCache::window(window), LayerCache::chunks))
+        Some(match (self.chunk, self.window) {
+            _ if self.keeps_all => LayerCache::kv(),
+            (Some(size), _) => LayerCache::chunks(size),
+            (None, window) => LayerCache::window(window),
+        })
     }
 }
 

@@ -25,12 +25,16 @@ parameters!(SwitchGlu { gate_proj, up_proj, down_proj });
 impl SwitchGlu {
     /// So many experts, from `dims` features to `hidden` and back, gated by `silu`.
     pub fn new(w: &Weights, experts: i32, dims: i32, hidden: i32) -> Result<Self> {
-        Ok(Self {
-            gate_proj: w.switch_linear("gate_proj", experts, dims, hidden)?,
-            up_proj: w.switch_linear("up_proj", experts, dims, hidden)?,
-            down_proj: w.switch_linear("down_proj", experts, hidden, dims)?,
-            act: Gated::new(crate::nn::activations::swiglu),
-        })
+        Ok(Self::of([
+            w.switch_linear("gate_proj", experts, dims, hidden)?,
+            w.switch_linear("up_proj", experts, dims, hidden)?,
+            w.switch_linear("down_proj", experts, hidden, dims)?,
+        ]))
+    }
+
+    /// Of the gates, of what they gate, and of the way back, gated by `silu`.
+    pub fn of([gate_proj, up_proj, down_proj]: [SwitchLinear; 3]) -> Self {
+        Self { gate_proj, up_proj, down_proj, act: Gated::new(crate::nn::activations::swiglu) }
     }
 
     /// With another unit than `silu(gate) * up`: a function of the gate and of what it gates.

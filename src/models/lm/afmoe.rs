@@ -17,7 +17,9 @@ use crate::ops;
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    layer_types: Vec<LayerType>,
+    layer_types: Option<Vec<LayerType>>,
+    /// Every so many layers one sees all positions, where there are no `layer_types`.
+    global_attn_every_n_layers: Option<usize>,
     vocab_size: i32,
     hidden_size: i32,
     intermediate_size: i32,
@@ -66,7 +68,7 @@ impl Args {
             .size("sliding_window", self.sliding_window)
             .heads(self.num_attention_heads, self.kv_heads(), Some(self.head_dim()), self.hidden_size)
             .routing(self.experts.get(), &self.routing())
-            .layer_types(self.num_hidden_layers, Some(&self.layer_types))
+            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
             .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
@@ -122,7 +124,10 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<GatedAttention> {
     let (dims, head_dim) = (args.hidden_size, args.head_dim());
     let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
-    let slides = args.layer_types[layer] == LayerType::SlidingAttention;
+    let slides = match &args.layer_types {
+        Some(types) => types[layer] == LayerType::SlidingAttention,
+        None => !(layer + 1).is_multiple_of(args.global_attn_every_n_layers.unwrap_or(4)),
+    };
     let attention = Attention {
         q_norm: norm("q_norm")?,
         k_norm: norm("k_norm")?,

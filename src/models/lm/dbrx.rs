@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::models::Checks;
 use crate::models::blocks::{
     Attention, AttentionNames, Block, BlockNames, Decoder, Moe, MoeNames, Names, Qkv, Routing, Scoring,
+    SwitchGlu,
 };
-use crate::nn::{Rope, RopeConfig};
+use crate::nn::{Rope, RopeConfig, SwitchLinear};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -71,6 +72,7 @@ impl Args {
             .size("vocab_size", self.vocab_size)
             .heads(self.n_heads, self.attn_config.kv_n_heads, None, self.d_model)
             .routing(self.ffn_config.moe_num_experts, &self.routing())
+            .that(self.ffn_config.moe_num_experts <= 1 << 12, || "`moe_num_experts` is too large".into())
             .that(clip > 0.0, || format!("`clip_qkv` is {clip}"))
             .that(norm.is_none_or(|norm| norm == 1.0), || {
                 format!("`moe_normalize_expert_weights` is {norm:?}")
@@ -87,18 +89,16 @@ impl Args {
 /// How the names of a checkpoint become the model's. Published experts lie one below the other; mlx-lm has
 /// them one by one.
 pub fn rules(args: &Args) -> Rules {
-    let (experts, dims) = (args.ffn_config.moe_num_experts, args.d_model);
-    let layers = [("w1", "gate_proj"), ("v1", "up_proj"), ("w2", "down_proj")];
-    let fused = layers.into_iter().fold(Rules::new(), |rules, (short, long)| {
-        let key = format!("*.ffn.experts.mlp.{short}");
-        rules.reshape(&key, &[experts, -1, dims]).rename(key, format!("*.ffn.experts.{long}.weight"))
-    });
-    // Only what was published is still the wrong way around.
-    let down = format!("*.ffn.experts.down_proj.weight [{experts}, _, {dims}]");
-    fused
-        .transpose(&down, &[0, 2, 1])
-        .rename("*.ffn.experts.{#}.v1.{}", "*.ffn.experts.{#}.up_proj.{}")
-        .stack_experts("*.ffn.experts", "*.ffn.experts")
+    let down = "*.ffn.experts.mlp.w2";
+    [("w1", 0), ("v1", 0), ("w2", 1)].into_iter().fold(
+        Rules::new().transpose(down, &[1, 0]),
+        |rules, (layer, axis)| {
+            let one = |expert| format!("*.ffn.experts.{expert}.{layer}.weight");
+            let each: Vec<String> = (0..args.ffn_config.moe_num_experts).map(one).collect();
+            let each: Vec<&str> = each.iter().map(String::as_str).collect();
+            rules.split(&format!("*.ffn.experts.mlp.{layer}"), &each, axis, &[])
+        },
+    )
 }
 
 /// The model.
@@ -109,18 +109,37 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let dims = args.d_model;
     let norm = |w: &Weights, name: &str| w.layer_norm(name, dims, 1e-5);
-    let names = MoeNames { gate: "router.layer", experts: "experts", ..MoeNames::PLAIN };
-    let experts = [args.ffn_config.moe_num_experts, args.ffn_config.ffn_hidden_size];
     let last = |name: &str| Ok(norm(w, name)?.into());
     let tied = Some(args.tie_word_embeddings);
     Decoder::new(w, NAMES, [args.vocab_size, dims], tied, last, args.n_layers, |_, w| {
         let block = Block::new(
             attention(args, &w.pp(BLOCK.mixer))?,
-            Moe::new(&w.pp(BLOCK.mlp), names, args.routing(), dims, experts)?,
+            feed_forward(args, &w.pp(BLOCK.mlp))?,
             norm(w, BLOCK.norm1)?,
             norm(w, BLOCK.norm2)?,
         );
         Ok(Block { names: BLOCK, ..block })
+    })
+}
+
+fn feed_forward(args: &Args, w: &Weights) -> Result<Moe> {
+    let (dims, count, hidden) =
+        (args.d_model, args.ffn_config.moe_num_experts, args.ffn_config.ffn_hidden_size);
+    let names = MoeNames { gate: "router.layer", experts: "experts", ..MoeNames::PLAIN };
+    let each: Vec<Weights> = (0..count).map(|expert| w.pp(names.experts).pp(expert)).collect();
+    let stacked = |layer: &str, input, output| SwitchLinear::stacked(&each, layer, input, output);
+    Ok(Moe {
+        names,
+        gate: w.linear(names.gate, dims, count)?,
+        correction: None,
+        routing: args.routing(),
+        experts: SwitchGlu::of([
+            stacked("w1", dims, hidden)?,
+            stacked("v1", dims, hidden)?,
+            stacked("w2", hidden, dims)?,
+        ]),
+        shared: None,
+        shared_gate: None,
     })
 }
 

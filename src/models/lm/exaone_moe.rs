@@ -19,8 +19,7 @@ pub struct Args {
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
-    #[serde(default)]
-    num_shared_experts: i32,
+    num_shared_experts: Option<i32>,
     sliding_window: Option<i32>,
     layer_types: Vec<LayerType>,
     is_moe_layer: Option<Vec<bool>>,
@@ -42,7 +41,7 @@ fn one() -> usize {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let (layers, shared) = (self.sizes.num_hidden_layers, self.num_shared_experts);
+        let (layers, shared) = (self.sizes.num_hidden_layers, self.num_shared_experts.unwrap_or(0));
         let moe_layers = self.is_moe_layer.as_ref().map_or(layers, Vec::len);
         self.sizes
             .checks("exaone_moe")
@@ -113,7 +112,7 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let moe = Moe::new(w, MoeNames::DEEPSEEK, args.routing(), dims, [args.experts.get(), hidden])?;
-    Ok(Box::new(match args.num_shared_experts {
+    Ok(Box::new(match args.num_shared_experts.unwrap_or(0) {
         ..=0 => moe,
         count => moe.with_shared(w, dims, count * hidden)?,
     }))

@@ -14,8 +14,14 @@ pub struct Args {
     model_type: String,
     #[serde(flatten)]
     sizes: Sizes,
+    #[serde(default = "yes")]
+    rope_traditional: bool,
     #[serde(flatten)]
     rope: RopeConfig,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Args {
@@ -50,7 +56,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 }
 
 fn attention(args: &Args, w: &Weights) -> Result<Attention> {
-    let rope = RopeConfig { rope_traditional: true, ..args.rope.clone() };
+    let rope = RopeConfig { rope_traditional: args.rope_traditional, ..args.rope.clone() };
     let turning = rope.dims(args.sizes.head_dim(), 0.5)?;
     Ok(Attention { rope: Some(Rope::new(turning, &rope, 10_000.0)?), ..args.sizes.attention(w)? })
 }

@@ -30,6 +30,6 @@ pub type Model = TextPart<text::Model>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
-    let language_model = text::named(&args.text_config, &w.pp("language_model"), Names::LLAMA)?;
+    let language_model = text::named(&args.text_config, &w.pp("language_model"), Names::LLAMA, false)?;
     Ok(TextPart { language_model })
 }

@@ -175,11 +175,11 @@ pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
-    named(args, w, NAMES)
+    named(args, w, NAMES, true)
 }
 
-/// As [`model`], under other names.
-pub(super) fn named(args: &Args, w: &Weights, names: Names) -> Result<Model> {
+/// As [`model`], under other names; `keeps_all`: see [`Attention::keeps_all`].
+pub(super) fn named(args: &Args, w: &Weights, names: Names, keeps_all: bool) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
@@ -187,7 +187,7 @@ pub(super) fn named(args: &Args, w: &Weights, names: Names) -> Result<Model> {
     Decoder::new(w, names, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         let names = BlockNames { mlp: "feed_forward", ..BlockNames::LLAMA };
         let block = Block::new(
-            attention(args, i, &w.pp(names.mixer))?,
+            Attention { keeps_all, ..attention(args, i, &w.pp(names.mixer))? },
             feed_forward(args, i, &w.pp(names.mlp))?,
             w.rms_norm(names.norm1, dims, eps)?,
             w.rms_norm(names.norm2, dims, eps)?,

@@ -146,12 +146,12 @@ impl Args {
         own.or(self.sparse_attention_freq.as_ref())
     }
 
-    /// The indexer of a layer.
-    fn indexer(&self, layer: usize) -> Option<Chosen> {
+    /// The indexer of a layer: by default of those whose weights `w` have one.
+    fn indexer(&self, layer: usize, w: &Weights) -> Option<Chosen> {
         let sparse = match (&self.layer_types, self.sparse_freq()) {
             (Some(types), _) => types[layer] != "full_attention",
             (None, Some(freq)) => freq[layer] != 0,
-            (None, None) => true,
+            (None, None) => w.pp("index_q_proj").contains("weight"),
         };
         self.chosen().ok().flatten().filter(|_| sparse)
     }
@@ -267,7 +267,7 @@ impl BlockSparseAttention {
     fn new(args: &Args, layer: usize, w: &Weights) -> Result<Self> {
         let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.num_key_value_heads, args.head_dim);
         let norm = |name| args.use_qk_norm.then(|| args.norm(w, name, head_dim)).transpose();
-        let indexer = args.indexer(layer).map(|how| {
+        let indexer = args.indexer(layer, w).map(|how| {
             Ok::<_, Error>(Indexer {
                 index_q_proj: w.linear("index_q_proj", args.hidden_size, how.heads * how.head_dim)?,
                 index_k_proj: w.linear("index_k_proj", args.hidden_size, how.head_dim)?,
