@@ -17,7 +17,7 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 
 use crate::checkpoint::gguf;
 use crate::error::{Error, Result};
-use crate::io::layout::INDEX;
+use crate::io::{layout::INDEX, read};
 
 /// How often a download is taken up again.
 const RETRIES: usize = 4;
@@ -167,10 +167,11 @@ impl Hub {
         }
         let repo = self.api(id, &info.sha)?;
         let directory = self.snapshot(id, &info.sha);
-        if let Some(file) = gguf_file(id, &info.siblings)? {
-            self.fetch(id, &repo, &directory, file)?;
+        let parts = gguf_parts(id, &info.siblings)?;
+        if let Some(first) = parts.first() {
+            parts.iter().try_for_each(|file| self.fetch(id, &repo, &directory, file))?;
             self.name(id, &info.sha)?;
-            return Ok(directory.join(&file.rfilename));
+            return Ok(directory.join(&first.rfilename));
         }
         let (index, others): (Vec<_>, Vec<_>) = info
             .siblings
@@ -367,20 +368,34 @@ fn is_gguf(name: &str) -> bool {
     name.to_ascii_lowercase().ends_with(".gguf")
 }
 
-/// The GGUF file that is meant: the one that the id names, or the only one of a repository without safetensors.
-fn gguf_file<'a>(id: &Id, files: &'a [Sibling]) -> Result<Option<&'a Sibling>> {
+/// The parts of the GGUF file that is meant: the one that the id names, or the only one of a repository without
+/// safetensors.
+fn gguf_parts<'a>(id: &Id, files: &'a [Sibling]) -> Result<Vec<&'a Sibling>> {
     let found: Vec<&Sibling> = files.iter().filter(|file| is_gguf(&file.rfilename)).collect();
     let names = || found.iter().map(|file| file.rfilename.as_str()).collect::<Vec<_>>().join(", ");
+    let named = |name: &str| {
+        let file = found.iter().find(|file| file.rfilename == name);
+        file.copied().ok_or_else(|| failed(id, format!("has no {name}; its GGUF files: {}", names())))
+    };
+    let with_parts = |name: &str| match gguf::numbered(name) {
+        Some((_, _, of)) => {
+            (1..=of).map_while(|n| gguf::part_name(name, n)).map(|name| named(&name)).collect()
+        }
+        None => Ok(vec![named(name)?]),
+    };
     if let Some(name) = &id.file {
-        let file = found.iter().find(|file| file.rfilename == *name);
-        let missing = || failed(id, format!("has no {name}; its GGUF files: {}", names()));
-        return file.copied().map(Some).ok_or_else(missing);
+        return with_parts(name);
     }
     let has_weights =
         files.iter().any(|file| is_needed(&file.rfilename) && file.rfilename.ends_with(".safetensors"));
-    match found.len() {
-        _ if has_weights => Ok(None),
-        0 | 1 => Ok(found.first().copied()),
+    let wholes: BTreeSet<String> = found
+        .iter()
+        .map(|file| gguf::part_name(&file.rfilename, 1).unwrap_or_else(|| file.rfilename.clone()))
+        .collect();
+    match (wholes.first(), wholes.len()) {
+        _ if has_weights => Ok(Vec::new()),
+        (None, _) => Ok(Vec::new()),
+        (Some(only), 1) => with_parts(only),
         _ => {
             let message = format!("has several GGUF files: name one as {}:FILE: {}", id.repository, names());
             Err(failed(id, message))
@@ -407,10 +422,8 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let mut text = Vec::new();
-    let file = File::open(index).map_err(|e| Error::io(index, e))?;
-    file.take(MAX_INDEX).read_to_end(&mut text).map_err(|e| Error::io(index, e))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|e| Error::invalid(index, e))?;
+    let index: Index =
+        serde_json::from_slice(&read::whole(index, MAX_INDEX)?).map_err(|e| Error::invalid(index, e))?;
     Ok(index.weight_map.into_values().collect())
 }
 

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -13,6 +11,7 @@ use super::gguf::{self, Gguf};
 use super::{defaults, nearest, python_json};
 use crate::array::Dtype;
 use crate::error::{Error, Result};
+use crate::io::read;
 use crate::ops::{Quantization, QuantizationMode};
 
 /// The longest config that is read, in bytes.
@@ -42,14 +41,7 @@ impl Config {
     /// Reads a config file of any name, for instance `generation_config.json`.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut text = Vec::new();
-        file.take(MAX_CONFIG + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
-        if text.len() as u64 > MAX_CONFIG {
-            return Err(Error::invalid(path, format!("longer than {MAX_CONFIG} bytes: not a config")));
-        }
-        let text = String::from_utf8(text).map_err(|e| Error::invalid(path, e))?;
-        Self::parse(path, &text)
+        Self::parse(path, &read::text(path, MAX_CONFIG)?)
     }
 
     /// The config in `text`; `path` names it in errors.

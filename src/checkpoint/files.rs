@@ -1,8 +1,6 @@
 //! The files of a checkpoint that have its tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,7 +9,7 @@ use super::gguf::{self, Gguf};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::io::layout::{INDEX, SINGLE, shard_number};
-use crate::io::{SafeTensors, TensorInfo};
+use crate::io::{SafeTensors, TensorInfo, read};
 
 /// The longest index that is read, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
@@ -48,11 +46,11 @@ impl Files {
             return Ok(Self { dir: path, shards: Vec::new(), shard_of: BTreeMap::new(), gguf });
         }
         let index = dir.join(INDEX);
-        if index.exists() {
+        if read::is_there(&index) {
             return Self::indexed(dir, &index);
         }
         let single = dir.join(SINGLE);
-        if single.exists() {
+        if read::is_there(&single) {
             return Self::from_shards(dir, vec![SafeTensors::open(single)?]);
         }
         let shards = unindexed_shards(dir)?;
@@ -62,12 +60,7 @@ impl Files {
 
     fn indexed(dir: &Path, path: &Path) -> Result<Self> {
         let invalid = |message: String| Error::invalid(path, message);
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut text = Vec::new();
-        file.take(MAX_INDEX + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
-        if text.len() as u64 > MAX_INDEX {
-            return Err(invalid(format!("longer than {MAX_INDEX} bytes")));
-        }
+        let text = read::whole(path, MAX_INDEX)?;
         let Index { weight_map } = serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))?;
         let names: BTreeSet<&String> = weight_map.values().collect();
         let mut shards = Vec::with_capacity(names.len().min(1024));
@@ -75,12 +68,12 @@ impl Files {
             let mut parts = Path::new(name).components();
             if !matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name.as_str())
             {
-                return Err(invalid(format!("shard `{name}` is not a plain file name")));
+                return Err(invalid(format!("shard `{name:.100}` is not a plain file name")));
             }
             let shard = dir.join(name);
-            if !shard.exists() {
+            if !read::is_there(&shard) {
                 return Err(invalid(format!(
-                    "shard `{name}` is missing from {}: download it again",
+                    "shard `{name:.100}` is missing from {}: download it again",
                     dir.display()
                 )));
             }

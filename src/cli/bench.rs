@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::devices::describe;
 use super::{Outcome, check_interrupt, print, print_json};
 use crate::device::Machine;
-use crate::generate::{Options, Speed, SpeedSettings, Spread, speed};
+use crate::error::Error;
+use crate::generate::{Options, Speed, SpeedSettings, Spread, context_length, speed};
 use crate::ops::Quantization;
 use crate::synth::{self, Shape};
 
@@ -21,7 +22,7 @@ pub(super) enum Command {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint, or its Hugging Face id
+    /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     /// Tokens of the prompt, drawn at random
@@ -79,6 +80,11 @@ pub(super) fn run(command: &Command) -> Outcome {
         runs: args.runs,
         batch_size: args.batch_size,
     };
+    let all = args.generate_tokens.saturating_add(args.prompt_tokens.max(0) as usize);
+    if let Some(most) = context_length(&args.model)?.filter(|most| all > *most) {
+        let message = format!("{all} tokens, and the model was made for {most} (its config says)");
+        return Err(Error::argument("bench", message).into());
+    }
     let speed = speed(&args.model, settings, &mut check_interrupt)?;
     let report = Report { model: args.model.display().to_string(), speed, machine: Machine::here()? };
     if args.json { print_json(&report) } else { print(table(&report)) }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::prompt::{Prompt, Template};
+use super::prompt::{Prompt, Template, TemplateArgs};
 use super::settings::CacheArgs;
 use super::{Outcome, check_interrupt, print, print_json};
 use crate::array::Dtype;
@@ -24,11 +24,14 @@ pub(super) enum Command {
 
 #[derive(clap::Args)]
 pub(super) struct MakeArgs {
-    /// Directory of the checkpoint, or its Hugging Face id
+    /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     #[command(flatten)]
     prompt: Prompt,
+    /// Tools that the model may call: a JSON list of them, or a file with it
+    #[arg(long, value_name = "JSON")]
+    tools: Option<String>,
     /// Read the prompt as it is, also where the checkpoint has a chat template
     #[arg(long)]
     raw: bool,
@@ -38,6 +41,8 @@ pub(super) struct MakeArgs {
     /// Compute in this floating dtype
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -69,7 +74,8 @@ pub(super) fn run(command: &Command) -> Outcome {
 
 fn make(args: &MakeArgs) -> Outcome {
     let template = if args.raw { Template::Raw } else { Template::Begin };
-    let (_, prompt) = args.prompt.read(&args.model, template, None)?;
+    let (_, prompt) = args.prompt.read(&args.model, template, &args.template, args.tools.as_deref())?;
+    args.cache.check_length(&args.model, prompt.len())?;
     let mut model = models::load(&args.model)?;
     if let Some(dtype) = args.dtype {
         if !dtype.is_floating() {

@@ -7,25 +7,25 @@ use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
 use super::generate::summarise;
-use super::prompt::chat_ids;
+use super::prompt::{TemplateArgs, chat_ids};
 use super::settings::{CacheArgs, SamplingArgs};
 use super::{Outcome, Stop, print, take_interrupt};
 use crate::error::{Error, Result};
-use crate::generate::{Options, PrefixCache, Remembered, Text, Tokens, stop_tokens};
+use crate::generate::{Options, Remembered, Text, Tokens, stop_tokens};
+use crate::io::read;
 use crate::models::{self, LanguageModel};
-use crate::text::Tokenizer;
+use crate::text::{Part, Response, ResponseFormat, Tokenizer};
 
 /// Positions between states that a model without a past remembers.
 const BOUNDARY: usize = 256;
+/// The longest conversation that is read from a file, in bytes.
+const MAX_FILE: u64 = 64 << 20;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint, or its Hugging Face id
+    /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
-    /// What the model is told before the conversation
-    #[arg(long, value_name = "TEXT")]
-    system_prompt: Option<String>,
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -38,6 +38,8 @@ pub(super) struct Args {
     /// Say after each answer how fast it was
     #[arg(long)]
     stats: bool,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -60,10 +62,12 @@ struct Chat<'a> {
     model: &'a dyn LanguageModel,
     tokenizer: &'a Tokenizer,
     options: Options,
-    system: Option<String>,
+    /// What the template is given, with the system prompt as it is now.
+    template: TemplateArgs,
     /// Objects with `role` and `content`, without the system's.
     messages: Vec<Value>,
-    read: PrefixCache,
+    /// The last text that the model has read.
+    read: Option<Remembered>,
     answers: u64,
 }
 
@@ -88,9 +92,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         model: &*model,
         tokenizer: &tokenizer,
         options,
-        system: args.system_prompt.clone(),
+        template: args.template.clone(),
         messages: Vec::new(),
-        read: PrefixCache::new(usize::MAX),
+        read: None,
         answers: 0,
     };
     let mut lines = Lines::open(args.history_file.as_deref())?;
@@ -129,7 +133,7 @@ impl Chat<'_> {
             "reset" | "r" => self.messages.clear(),
             "undo" => self.messages.truncate(self.messages.len().saturating_sub(2)),
             "system" => {
-                self.system = (!rest.is_empty()).then(|| rest.to_owned());
+                self.template.system_prompt = (!rest.is_empty()).then(|| rest.to_owned());
                 self.messages.clear();
             }
             "save" => self.save(&file(rest)?)?,
@@ -141,18 +145,16 @@ impl Chat<'_> {
         Ok(true)
     }
 
-    /// The conversation as the model reads it.
-    fn all(&self) -> Vec<Value> {
-        let system = self.system.as_ref().map(|text| json!({ "role": "system", "content": text }));
-        system.into_iter().chain(self.messages.iter().cloned()).collect()
-    }
-
     /// Prints the answer to `text` as it comes. An interrupt ends it, and it stays as far as it came.
     fn answer(&mut self, text: &str) -> Outcome {
         self.messages.push(json!({ "role": "user", "content": text }));
         match self.generate() {
-            Ok(answer) => {
-                self.messages.push(json!({ "role": "assistant", "content": answer }));
+            Ok(Answer { text, thinking }) => {
+                let mut message = json!({ "role": "assistant", "content": text });
+                if !thinking.is_empty() {
+                    message["reasoning_content"] = thinking.into();
+                }
+                self.messages.push(message);
                 Ok(())
             }
             Err(stop) => {
@@ -162,12 +164,14 @@ impl Chat<'_> {
         }
     }
 
-    fn generate(&mut self) -> Result<String, Stop> {
-        let prompt = chat_ids(self.tokenizer, self.all())?;
-        let (mut cache, reused) = self.read.begin(self.model, &prompt)?;
-        if reused == 0 {
-            cache = self.args.cache.make_cache(self.model)?;
-        }
+    fn generate(&mut self) -> Result<Answer, Stop> {
+        let prompt = chat_ids(self.tokenizer, &self.template.chat(self.messages.clone(), None)?)?;
+        self.args.cache.check_length(&self.args.model, prompt.len())?;
+        let known = self.read.as_ref().map(|read| read.begin(&prompt)).transpose()?.flatten();
+        let (mut cache, reused) = match known {
+            Some(known) => known,
+            None => (self.args.cache.make_cache(self.model)?, 0),
+        };
         let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.answers);
         self.answers += 1;
@@ -176,33 +180,37 @@ impl Chat<'_> {
             true => Err(Error::argument("chat", "interrupted")),
             false => Ok(()),
         });
-        let mut responses = Text::new(tokens, self.tokenizer).stop_at(self.args.stop.iter().cloned());
-        let (mut answer, mut said) = (String::new(), prompt.clone());
+        let text = Text::new(tokens, self.tokenizer).marked(self.tokenizer);
+        let mut responses = text.stop_at(self.args.stop.iter().cloned());
+        // Nobody here runs tools: calls of them stay as they were written.
+        let format = ResponseFormat { tools: None, ..self.tokenizer.response_format() };
+        let mut parts = Response::new(format, &self.tokenizer.decode(&prompt, false)?, Vec::new());
+        let (mut answer, mut said) = (Answer::default(), prompt.clone());
         for response in responses.by_ref() {
             let response = match response {
                 Ok(response) => response,
                 Err(_) if take_interrupt() => break,
                 Err(error) => return Err(error.into()),
             };
-            print(&response.text)?;
-            answer += &response.text;
+            parts.push(&response.text).into_iter().try_for_each(|part| answer.show(part))?;
             said.push(response.token);
             if take_interrupt() {
                 break;
             }
         }
-        print("\n")?;
+        parts.finish().into_iter().try_for_each(|part| answer.show(part))?;
+        answer.end()?;
         let (stats, boundaries) = (responses.stats(), responses.take_boundaries());
         drop(responses);
         if self.args.stats {
             summarise(&stats);
         }
-        self.read.insert(Remembered::new(said, cache, boundaries));
+        self.read = Some(Remembered::new(said, cache, boundaries));
         Ok(answer)
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.all());
+        let text = serde_json::to_string_pretty(&self.template.chat(self.messages.clone(), None)?.messages);
         let text = text.map_err(|e| Error::argument("chat", e.to_string()))? + "\n";
         crate::io::atomic::write_whole(path, |file| {
             file.write_all(text.as_bytes()).map_err(|e| Error::io(path, e))
@@ -210,7 +218,7 @@ impl Chat<'_> {
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = read::whole(path, MAX_FILE)?;
         let mut messages: Vec<Value> = serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, e))?;
         let is = |message: &Value| message["role"].is_string() && message["content"].is_string();
         if !messages.iter().all(is) {
@@ -221,9 +229,65 @@ impl Chat<'_> {
         }
         let has_system = messages.first().is_some_and(|first| first["role"] == "system");
         let system = has_system.then(|| messages.remove(0));
-        self.system = system.and_then(|message| message["content"].as_str().map(str::to_owned));
+        self.template.system_prompt =
+            system.and_then(|message| message["content"].as_str().map(str::to_owned));
         self.messages = messages;
         Ok(())
+    }
+}
+
+/// An answer as far as it came.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    thinking: String,
+}
+
+impl Answer {
+    /// Shows the next part: thoughts pale where a person watches, else on standard error, so that a program
+    /// reads the answer alone.
+    fn show(&mut self, part: Part) -> Outcome {
+        let terminal = std::io::stdout().is_terminal();
+        match part {
+            Part::Thinking(piece) => {
+                self.thinking += &piece;
+                match terminal {
+                    true => print(format_args!("\x1b[2m{piece}\x1b[22m")),
+                    false => {
+                        let _ = write!(std::io::stderr(), "{piece}");
+                        Ok(())
+                    }
+                }
+            }
+            Part::Text(piece) => {
+                let first = self.text.is_empty() && !self.thinking.is_empty();
+                let piece = if first { piece.trim_start_matches('\n') } else { &piece };
+                if first && !piece.is_empty() {
+                    self.end_thoughts(terminal)?;
+                }
+                self.text += piece;
+                print(piece)
+            }
+            Part::ToolCall(_) | Part::BadToolCall { .. } => Ok(()),
+        }
+    }
+
+    fn end_thoughts(&self, terminal: bool) -> Outcome {
+        match (terminal, self.thinking.ends_with('\n')) {
+            (true, false) => print("\n\n"),
+            (true, true) => print("\n"),
+            (false, _) => {
+                let _ = writeln!(std::io::stderr());
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&self) -> Outcome {
+        if self.text.is_empty() && !self.thinking.is_empty() {
+            self.end_thoughts(std::io::stdout().is_terminal())?;
+        }
+        print("\n")
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{io, ops};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint, or its Hugging Face id
+    /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     /// File with `input_ids`, int32 [batch, length]

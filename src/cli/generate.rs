@@ -1,12 +1,12 @@
 //! `mlxport generate`
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::prompt::{Prompt, Template};
+use super::prompt::{Prompt, Template, TemplateArgs, parse_tools};
 use super::settings::{CacheArgs, GrammarArgs, SamplingArgs, load_cache};
 use super::{Outcome, Stop, check_interrupt, interrupted, print, print_json};
 use crate::error::Error;
@@ -19,14 +19,14 @@ const LOOKUP: usize = 3;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the checkpoint, or its Hugging Face id
+    /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     #[command(flatten)]
     prompt: Prompt,
-    /// What the model is told before the prompt, if it has a chat template
-    #[arg(long, value_name = "TEXT")]
-    system_prompt: Option<String>,
+    /// Tools that the model may call: a JSON list of them, or a file with it
+    #[arg(long, value_name = "JSON")]
+    tools: Option<String>,
     /// Give the prompt to the model as it is, also where the checkpoint has a chat template
     #[arg(long)]
     raw: bool,
@@ -54,6 +54,8 @@ pub(super) struct Args {
     /// Go on from this file of `mlxport cache make`, or of mlx-lm
     #[arg(long, value_name = "FILE", conflicts_with = "max_kv_size")]
     prompt_cache_file: Option<PathBuf>,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -96,9 +98,11 @@ pub(super) fn run(args: &Args) -> Outcome {
         (false, Some(_)) => Template::Rest,
         (false, None) => Template::Chat,
     };
-    let (tokenizer, prompt) = args.prompt.read(&args.model, template, args.system_prompt.as_deref())?;
+    let tools = args.tools.as_deref();
+    let (tokenizer, prompt) = args.prompt.read(&args.model, template, &args.template, tools)?;
     let model = models::load(&args.model)?;
-    let draft = args.draft_model.as_deref().map(models::load).transpose()?;
+    let draft =
+        args.draft_model.as_deref().map(|dir| load_draft(dir, tokenizer.as_ref(), &*model)).transpose()?;
     let stop = if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model)? };
     let options = Options {
         max_tokens: args.max_tokens,
@@ -112,6 +116,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         Some(path) => load_cache(path, &*model)?,
         None => args.cache.make_cache(&*model)?,
     };
+    args.cache.check_length(&args.model, prompt.len().saturating_add(cache.offset().max(0) as usize))?;
     let mut report = Report { cached_tokens: cache.offset().max(0) as usize, ..Report::default() };
     let bar = progress(prompt.len(), options.prefill_step);
     let tokens = Tokens::new(&*model, &mut cache, &prompt, options)?.on_prefill(|read, _| {
@@ -141,7 +146,8 @@ pub(super) fn run(args: &Args) -> Outcome {
             if args.json && !args.raw {
                 text = text.marked(tokenizer);
                 let written = tokenizer.decode(&prompt, false)?;
-                parts = Some(Response::new(tokenizer.response_format(), &written, Vec::new()));
+                let known = tools.map(parse_tools).transpose()?.unwrap_or_default();
+                parts = Some(Response::new(tokenizer.response_format(), &written, known));
             }
             for response in text {
                 let response = response?;
@@ -183,6 +189,28 @@ pub(super) fn run(args: &Args) -> Outcome {
         summarise(&stats);
     }
     if interrupted() { Err(Stop::Interrupted) } else { Ok(()) }
+}
+
+/// A model that knows the tokens of the model it guesses for.
+fn load_draft(
+    dir: &Path,
+    tokenizer: Option<&Tokenizer>,
+    model: &dyn LanguageModel,
+) -> crate::Result<Box<dyn LanguageModel>> {
+    let draft = models::load(dir)?;
+    let sizes = match tokenizer.filter(|_| Tokenizer::exists(dir)) {
+        // Models round their vocabularies up, each its own way.
+        Some(tokenizer) => (Tokenizer::load(dir)?.vocab_size(), tokenizer.vocab_size()),
+        None => (draft.vocab_size() as usize, model.vocab_size() as usize),
+    };
+    match sizes {
+        (guessed, known) if guessed != known => {
+            let message =
+                format!("its vocabulary has {guessed} tokens, and the model's {known}: another tokenizer");
+            Err(Error::invalid(dir, message))
+        }
+        _ => Ok(draft),
+    }
 }
 
 #[cfg(feature = "structured")]

@@ -11,7 +11,7 @@ use crate::port::{Options, Progress, port};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Directory of the source checkpoint, or its Hugging Face id
+    /// The source checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(value_name = "SRC")]
     pub(super) source: PathBuf,
     /// Outputs of the source framework: a directory with expect.npz, or that file

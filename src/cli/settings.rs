@@ -1,16 +1,16 @@
 //! Flags that several commands have: how tokens are chosen, what is kept of the tokens before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::generate::{KvQuantization, Options, Penalties, Sampling};
+use crate::generate::{KvQuantization, Options, Penalties, Sampling, context_length};
 use crate::models::LanguageModel;
 use crate::ops::{Quantization, QuantizationMode};
 use crate::text::Tokenizer;
 
 #[derive(clap::Args, Clone)]
-#[command(next_help_heading = "How tokens are chosen")]
+#[command(next_help_heading = "How tokens are chosen", allow_negative_numbers = true)]
 pub(super) struct SamplingArgs {
     /// Temperature; at 0 the likeliest token is taken
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -40,13 +40,13 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "N", default_value_t = 20)]
     repetition_context_size: usize,
     /// Take this from the logits of tokens that have occurred
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     presence_penalty: f32,
     /// In so many tokens before; 0 for all
     #[arg(long, value_name = "N", default_value_t = 20)]
     presence_context_size: usize,
     /// Take this from the logit of a token for every time that it has occurred
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     frequency_penalty: f32,
     /// In so many tokens before; 0 for all
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -57,6 +57,11 @@ pub(super) struct SamplingArgs {
     /// The same seed gives the same tokens
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+}
+
+/// A count of things that are needed.
+pub(super) fn one_or_more(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is not 1 or more"))
 }
 
 fn bias(text: &str) -> Result<(i32, f32), String> {
@@ -99,7 +104,7 @@ impl SamplingArgs {
 }
 
 #[derive(clap::Args, Clone)]
-#[command(next_help_heading = "What is kept of the tokens before")]
+#[command(next_help_heading = "What is kept of the tokens before", allow_negative_numbers = true)]
 pub(super) struct CacheArgs {
     /// Quantize keys and values to so many bits
     #[arg(long, value_name = "BITS")]
@@ -114,7 +119,7 @@ pub(super) struct CacheArgs {
     #[arg(long, value_name = "N", conflicts_with = "kv_bits")]
     max_kv_size: Option<i32>,
     /// Tokens of the prompt that go through the model at a time
-    #[arg(long, value_name = "N", default_value_t = Options::default().prefill_step)]
+    #[arg(long, value_name = "N", default_value_t = Options::default().prefill_step, value_parser = one_or_more)]
     prefill_step_size: usize,
 }
 
@@ -127,6 +132,17 @@ impl CacheArgs {
         let (group_size, start) = (self.kv_group_size, self.quantized_kv_start);
         let how = |bits| Quantization { group_size, bits, mode: QuantizationMode::Affine };
         self.kv_bits.map(|bits| KvQuantization { how: how(bits), start })
+    }
+
+    /// Fails if so many tokens are more than the model in `dir` was made for, unless only a window is kept.
+    pub(super) fn check_length(&self, dir: &Path, tokens: usize) -> Result<()> {
+        match context_length(dir)?.filter(|most| tokens > *most && self.max_kv_size.is_none()) {
+            None => Ok(()),
+            Some(most) => {
+                let message = format!("{tokens} tokens, and the model was made for {most} (its config says)");
+                Err(Error::argument("prompt", message + ": shorten it, or keep a window with --max-kv-size"))
+            }
+        }
     }
 
     /// An empty cache of the model.
@@ -173,8 +189,7 @@ impl GrammarArgs {
 }
 
 /// The content of the file of this name, if there is one, else the text itself.
-#[cfg(feature = "structured")]
-fn text_or_file(text: &str) -> Result<String> {
+pub(super) fn text_or_file(text: &str) -> Result<String> {
     let path = std::path::Path::new(text);
     match path.is_file() {
         true => std::fs::read_to_string(path).map_err(|e| Error::io(path, e)),

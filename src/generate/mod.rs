@@ -21,6 +21,7 @@
 
 mod batch;
 mod constraint;
+mod context;
 mod penalty;
 mod perplexity;
 mod prefix;
@@ -36,6 +37,7 @@ mod tokens;
 
 pub use batch::{Batch, Output, Request};
 pub use constraint::{Allowed, Constraint};
+pub use context::context_length;
 pub use penalty::{Penalizer, Penalties};
 pub use perplexity::{Perplexity, PerplexitySettings, perplexity};
 pub use prefix::{PrefixCache, Remembered};

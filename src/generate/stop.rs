@@ -6,12 +6,13 @@ use serde_json::Value;
 
 use crate::checkpoint::Config;
 use crate::error::{Error, Result};
+use crate::io::read::is_there;
 
 /// The tokens that end a text of the model in `dir`: `eos_token_id` of `generation_config.json`, else of
 /// `config.json`; a number or a list. Empty if neither has one.
 pub fn stop_tokens(dir: &Path) -> Result<Vec<i32>> {
     let generation = dir.join("generation_config.json");
-    if generation.exists() {
+    if is_there(&generation) {
         let ids = eos_ids(&Config::read(generation)?)?;
         if !ids.is_empty() {
             return Ok(ids);

@@ -117,5 +117,10 @@ impl Constraint for Structure {
 }
 
 fn wrong(error: &impl std::fmt::Display) -> Error {
-    Error::argument("grammar", error.to_string())
+    let message = error.to_string();
+    let message = message.split("<non-verbose/>").next().unwrap_or_default().trim_end();
+    Error::argument(
+        "grammar",
+        if message == "NoExtensionBias" { "no finite text is like this" } else { message },
+    )
 }

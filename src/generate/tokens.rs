@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::constraint::{Allowed, Constraint};
 use super::{Draft, Penalizer, Penalties, Sampler, Sampling};
 use crate::array::{Array, Dtype};
-use crate::cache::{Cache, LayerCache, Snapshot};
+use crate::cache::{Cache, LayerCache, QuantizedKvCache, Snapshot};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::models::{LanguageModel, check_tokens};
@@ -290,6 +290,9 @@ impl<'a> Tokens<'a> {
             return Err(Error::argument("generate", "the prompt is empty"));
         }
         check_tokens(model, prompt)?;
+        if let Some(kv) = options.kv_quantization {
+            QuantizedKvCache::new(kv.how)?;
+        }
         cache.expect(last_position(cache, prompt, &options));
         Ok(Self {
             model,

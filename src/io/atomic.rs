@@ -22,6 +22,9 @@ impl Pending {
         content: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
     ) -> Result<Self> {
         let fail = |e: std::io::Error| Error::io(path, e);
+        if !folder(path).is_dir() {
+            return Err(Error::io(path, format!("there is no folder {}", folder(path).display())));
+        }
         let name = path.file_name().ok_or_else(|| Error::io(path, "not a file name"))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);

@@ -8,6 +8,7 @@ pub(crate) mod atomic;
 pub(crate) mod layout;
 mod npy;
 mod npz;
+pub(crate) mod read;
 mod safetensors;
 mod save;
 

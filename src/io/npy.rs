@@ -1,6 +1,5 @@
 //! NumPy's `.npy`: a header, which is a Python literal, and the elements.
 
-use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
@@ -16,8 +15,7 @@ const MAX_HEADER: usize = 1 << 16;
 /// does not have: strings, objects, structures, times, `complex128`.
 pub fn load_npy(path: impl AsRef<Path>) -> Result<HostTensor> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let (file, length) = super::read::open(path)?;
     read(&mut BufReader::new(file), length).map_err(|e| e.at(path, ""))
 }
 

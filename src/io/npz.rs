@@ -1,15 +1,14 @@
 //! NumPy's `.npz`: a zip archive of `.npy` files.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use super::atomic::write_whole;
-use super::npy;
+use super::{npy, read};
 use crate::array::HostTensor;
 use crate::error::{Error, Result};
 
@@ -20,7 +19,7 @@ const MOST_INFLATED: u64 = 1032;
 /// As [`load_npy`](super::load_npy) for each.
 pub fn load_npz(path: impl AsRef<Path>) -> Result<BTreeMap<String, HostTensor>> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let (file, _) = read::open(path)?;
     let invalid = |e: zip::result::ZipError| Error::invalid(path, e);
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(invalid)?;
     let mut tensors = BTreeMap::new();
@@ -48,7 +47,8 @@ pub fn save_npz(
     let method = if compress { CompressionMethod::Deflated } else { CompressionMethod::Stored };
     let fail = |e: std::io::Error| Error::io(path, e);
     write_whole(path, |out| {
-        let mut archive = ZipWriter::new(out);
+        let mut failure = None;
+        let mut archive = ZipWriter::new(Kept { inner: out, failure: &mut failure });
         for (name, tensor) in tensors {
             let header = npy::header(tensor).map_err(|e| e.at(path, name))?;
             let options = SimpleFileOptions::default()
@@ -59,6 +59,40 @@ pub fn save_npz(
             archive.write_all(&header).and_then(|()| archive.write_all(tensor.bytes())).map_err(fail)?;
         }
         archive.finish().map_err(|e| Error::io(path, e))?;
-        Ok(())
+        failure.map_or(Ok(()), |e| Err(fail(e)))
     })
+}
+
+/// A writer that keeps its first failure and is silent from then on: an archive that cannot be finished
+/// complains on standard error.
+struct Kept<'a, W> {
+    inner: W,
+    failure: &'a mut Option<std::io::Error>,
+}
+
+impl<W> Kept<'_, W> {
+    fn keep<T>(&mut self, f: impl FnOnce(&mut W) -> std::io::Result<T>, usual: T) -> std::io::Result<T> {
+        if self.failure.is_some() {
+            return Ok(usual);
+        }
+        Ok(f(&mut self.inner).unwrap_or_else(|e| {
+            *self.failure = Some(e);
+            usual
+        }))
+    }
+}
+
+impl<W: Write> Write for Kept<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.keep(|inner| inner.write(bytes), bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.keep(|inner| inner.flush(), ())
+    }
+}
+
+impl<W: Seek> Seek for Kept<'_, W> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.keep(|inner| inner.seek(to), 0)
+    }
 }

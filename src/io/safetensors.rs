@@ -4,7 +4,6 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +14,12 @@ use serde::{Deserialize as DeriveDeserialize, Serialize};
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::Mapped;
+use crate::io::read;
 
 /// The longest header that the format allows, in bytes.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
+/// The most axes of a tensor.
+const MAX_DIMENSIONS: usize = 32;
 /// The key of a header that is no tensor.
 pub(super) const METADATA: &str = "__metadata__";
 /// The most dimensions a tensor may have, as in NumPy 2.
@@ -63,12 +65,7 @@ impl SafeTensors {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let invalid = |message: String| Error::invalid(path, message);
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let file_info = file.metadata().map_err(|e| Error::io(path, e))?;
-        if !file_info.is_file() {
-            return Err(Error::io(path, "not a regular file"));
-        }
-        let length = file_info.len();
+        let (mut file, length) = read::open(path)?;
         let mut prefix = [0u8; 8];
         if length < 8 {
             return Err(invalid(format!(
@@ -208,6 +205,9 @@ fn check_layout(path: &Path, tensors: &BTreeMap<String, StInfo>, data_length: u6
     for (key, info) in &in_file {
         let (start, end) = info.data_offsets;
         let fail = |message: String| Err(Error::invalid(path, format!("tensor `{key}`: {message}")));
+        if info.shape.len() > MAX_DIMENSIONS {
+            return fail(format!("{} dimensions", info.shape.len()));
+        }
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &d| n.checked_mul(d));
         let Some(bits) = bits else {
             return fail(format!("a shape of {:?} has too many elements", info.shape));

@@ -456,6 +456,9 @@ struct Staging {
 impl Staging {
     fn beside(to: &Path) -> Result<Self> {
         let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !parent.is_dir() {
+            return Err(Error::io(to, format!("there is no folder {}", parent.display())));
+        }
         let folder = tempfile::Builder::new().prefix(".model-").tempdir_in(parent);
         Ok(Self { folder: folder.map_err(|e| Error::io(parent, e))?, to: to.to_path_buf() })
     }

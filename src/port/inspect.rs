@@ -8,9 +8,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::step::hex;
-use crate::checkpoint::{Config, Files};
+use crate::checkpoint::{Config, Files, Gguf};
 use crate::error::{Error, Result};
-use crate::io::TensorInfo;
+use crate::io::{TensorInfo, read};
+
+/// The longest model card that is read, in bytes.
+const MAX_CARD: u64 = 16 << 20;
 
 /// What a source checkpoint is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,8 +92,11 @@ pub(super) fn fingerprint_of(path: &Path) -> Result<String> {
     }
 }
 
-/// The plain files of a folder, sorted by name.
+/// The plain files of a folder, sorted by name; of a GGUF file, its parts.
 fn files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    if folder.is_file() {
+        return Ok(Gguf::open(folder)?.parts().map(Path::to_path_buf).collect());
+    }
     let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
     let mut paths: Vec<_> =
         entries.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.is_file()).collect();
@@ -124,7 +130,7 @@ fn file_info(path: &Path) -> Result<FileInfo> {
 
 /// The licence that the model card's front matter names, or else the licence file that lies there.
 fn license(folder: &Path, files: &[FileInfo]) -> Option<String> {
-    let card = fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+    let card = read::text(&folder.join("README.md"), MAX_CARD).unwrap_or_default();
     let named = card.strip_prefix("---").and_then(|rest| {
         let front = &rest[..rest.find("\n---")?];
         let line = front.lines().find_map(|line| line.strip_prefix("license:"))?;

@@ -50,6 +50,7 @@ pub fn port(options: &Options, progress: &mut dyn FnMut(Progress<'_>)) -> Result
     let Options { source, oracle, out } = options;
     let model = out.join("model");
     refuse_overlap(source, &model)?;
+    let oracle_digest = inspect::fingerprint_of(oracle)?;
     let mut steps = Steps::new(out, progress)?;
 
     let inspection: Inspection = steps.run(
@@ -76,7 +77,6 @@ pub fn port(options: &Options, progress: &mut dyn FnMut(Progress<'_>)) -> Result
         || convert::convert(source, &plan, &model),
     )?;
 
-    let oracle_digest = inspect::fingerprint_of(oracle)?;
     let (parity, as_used): (Parity, Option<Measured>) = steps.run(
         "parity",
         &oracle_digest,

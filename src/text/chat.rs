@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::io::read;
 
 /// The longest file with templates, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -41,6 +42,11 @@ impl Chat {
     /// These messages, up to where the model answers.
     pub fn new(messages: Vec<Value>) -> Self {
         Self { messages, add_generation_prompt: true, ..Self::default() }
+    }
+
+    /// A question, up to where the model answers.
+    pub fn user(text: &str) -> Self {
+        Self::new(vec![json!({ "role": "user", "content": text })])
     }
 
     /// The text, with `special` tokens such as `bos_token` by name.
@@ -121,8 +127,8 @@ impl ChatTemplates {
     pub(super) fn load(dir: &Path, tokenizer_config: &Value) -> Result<Self> {
         let mut sources = BTreeMap::new();
         let file = dir.join("chat_template.jinja");
-        if file.exists() {
-            sources.insert(DEFAULT.to_owned(), read(&file)?);
+        if read::is_there(&file) {
+            sources.insert(DEFAULT.to_owned(), read::text(&file, MAX_FILE)?);
         }
         let more = dir.join("additional_chat_templates");
         if more.is_dir() {
@@ -131,7 +137,7 @@ impl ChatTemplates {
                 if path.extension().is_some_and(|extension| extension == "jinja")
                     && let Some(name) = path.file_stem().and_then(|name| name.to_str())
                 {
-                    sources.insert(name.to_owned(), read(&path)?);
+                    sources.insert(name.to_owned(), read::text(&path, MAX_FILE)?);
                 }
             }
         }
@@ -139,8 +145,9 @@ impl ChatTemplates {
             sources = named(&tokenizer_config["chat_template"]);
         }
         let json = dir.join("chat_template.json");
-        if sources.is_empty() && json.exists() {
-            let value: Value = serde_json::from_str(&read(&json)?).map_err(|e| Error::invalid(&json, e))?;
+        if sources.is_empty() && read::is_there(&json) {
+            let value: Value =
+                serde_json::from_str(&read::text(&json, MAX_FILE)?).map_err(|e| Error::invalid(&json, e))?;
             sources = named(&value["chat_template"]);
         }
         let templates = sources.into_iter().map(|(name, source)| Ok((name, ChatTemplate::new(&source)?)));
@@ -189,12 +196,4 @@ fn named(value: &Value) -> BTreeMap<String, String> {
         Value::Object(all) => all.iter().filter_map(|(name, one)| Some((name.clone(), text(one)?))).collect(),
         _ => BTreeMap::new(),
     }
-}
-
-fn read(path: &Path) -> Result<String> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if length > MAX_FILE {
-        return Err(Error::invalid(path, format!("{length} bytes, and {MAX_FILE} is the most")));
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
 }

@@ -1,4 +1,15 @@
 //! Text to token ids and back, chat templates, and what models answer.
+//!
+//! ```no_run
+//! use mlxport::text::{Chat, Tokenizer};
+//!
+//! # fn main() -> mlxport::Result<()> {
+//! let tokenizer = Tokenizer::load("Qwen3-0.6B".as_ref())?;
+//! let written = tokenizer.apply_chat_template(&Chat::user("What is a kernel?"))?;
+//! let prompt = tokenizer.encode(&written, false)?; // for `generate::Tokens`
+//! # Ok(())
+//! # }
+//! ```
 
 mod bounds;
 mod bytes;

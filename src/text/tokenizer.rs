@@ -12,6 +12,7 @@ use super::chat::ChatTemplates;
 use super::{Chat, ChatTemplate, Detokenizer, sentencepiece, tiktoken};
 use crate::checkpoint::{Config, Gguf, gguf};
 use crate::error::{Error, Result};
+use crate::io::read;
 
 /// The longest file, in bytes.
 const MAX_FILE: u64 = 512 << 20;
@@ -40,20 +41,16 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let gguf = gguf_with_tokenizer(dir)?;
         let path = gguf.clone().map_or_else(|| file(dir), Ok)?;
-        let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         let in_gguf = gguf.map(|path| Gguf::open(path)?.tokenizer()).transpose()?;
-        if in_gguf.is_none() && length > MAX_FILE {
-            return Err(Error::invalid(&path, format!("{length} bytes, and {MAX_FILE} is the most")));
-        }
         let (json, in_file) = in_gguf.unzip();
         let bytes = match &json {
             Some(json) => json.to_string().into_bytes(),
-            None => std::fs::read(&path).map_err(|e| Error::io(&path, e))?,
+            None => read::whole(&path, MAX_FILE)?,
         };
         let config_path = dir.join("tokenizer_config.json");
         let config = match in_file {
             Some(config) => config,
-            None if config_path.exists() => Config::read(&config_path)?.json().clone(),
+            None if read::is_there(&config_path) => Config::read(&config_path)?.json().clone(),
             None => Value::Null,
         };
         let (bytes, mut special) = match path.extension() {
@@ -141,6 +138,11 @@ impl Tokenizer {
         self.templates.write(chat, &self.special)
     }
 
+    /// Tokens of the vocabulary, without those that were added to it.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// The id of a token, written as in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<i32> {
         self.inner.token_to_id(token).and_then(|id| i32::try_from(id).ok())
@@ -201,7 +203,7 @@ pub(super) fn token(value: &Value) -> Option<String> {
 /// The file of a directory that holds its tokenizer.
 fn file(dir: &Path) -> Result<PathBuf> {
     let named = ["tokenizer.json", "tokenizer.model", "spiece.model", "tiktoken.model"];
-    if let Some(path) = named.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+    if let Some(path) = named.iter().map(|name| dir.join(name)).find(|path| read::is_there(path)) {
         return Ok(path);
     }
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.flatten().map(|entry| entry.path());

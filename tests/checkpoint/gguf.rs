@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mlxport::checkpoint::foreign::{Ggml, GgmlType};
+use mlxport::checkpoint::gguf::Value;
 use mlxport::checkpoint::{Config, Encoding, Files, Gguf, Rules};
 use mlxport::{Array, Dtype, io, ops};
 
@@ -154,6 +155,51 @@ fn a_folder_with_one_file_is_that_file() {
     std::fs::write(dir.path().join("config.json"), r#"{"model_type": "other"}"#).unwrap();
     assert_eq!(Config::load(dir.path()).unwrap().model_type().unwrap(), "other");
     assert!(Config::load(Path::new("none.gguf")).unwrap_err().to_string().contains("none.gguf"));
+}
+
+/// Parts that llama.cpp's package wrote: any one of them, and their folder, are the whole.
+#[test]
+fn a_file_in_parts_is_one_file() {
+    let dir = raw::dir();
+    let name = |at: usize| format!("parts-{at:05}-of-00003.gguf");
+    let to = |at: usize| dir.path().join(name(at));
+    for at in 1..=3 {
+        std::fs::copy(Path::new("tests/fixtures/gguf").join(name(at)), to(at)).unwrap();
+    }
+    let whole = |path: &Path| {
+        let files = Files::open(path).unwrap();
+        let keys: Vec<String> = files.tensors().unwrap().into_iter().map(|info| info.key).collect();
+        assert_eq!(keys, ["at0", "at1", "at2", "at3", "at4"]);
+        for (at, key) in keys.iter().enumerate() {
+            assert_eq!(files.array(key).unwrap().to_vec::<f32>().unwrap(), [at as f32; 2]);
+        }
+        assert_eq!(files.gguf().unwrap().metadata()["general.name"], Value::Text("in parts".into()));
+    };
+    whole(dir.path());
+    (1..=3).for_each(|at| whole(&to(at)));
+    let refusal = |why: &str| {
+        for at in [1, 3] {
+            let error = Gguf::open(to(at)).unwrap_err().to_string();
+            assert!(error.contains(why), "{why}: {error}");
+        }
+    };
+    let second = std::fs::read(to(2)).unwrap();
+    std::fs::copy(to(3), to(2)).unwrap();
+    refusal("does not say that it is part 2 of 3");
+    std::fs::write(to(2), &second[..second.len() - 40]).unwrap();
+    refusal("cut off");
+    let last = second.windows(3).position(|bytes| bytes == b"at3").unwrap();
+    for (by, why) in [(b"at0", "tensor `at0` is also in"), (b"at2", "`at2` occurs twice")] {
+        let mut changed = second.clone();
+        changed[last..last + 3].copy_from_slice(by);
+        std::fs::write(to(2), changed).unwrap();
+        refusal(why);
+    }
+    std::fs::remove_file(to(2)).unwrap();
+    refusal("parts-00002-of-00003.gguf is missing");
+    std::fs::rename(to(1), dir.path().join("other.gguf")).unwrap();
+    let error = Gguf::open(dir.path().join("other.gguf")).unwrap_err().to_string();
+    assert!(error.contains("not called NAME-00001-of-00003.gguf"), "{error}");
 }
 
 #[test]

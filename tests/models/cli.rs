@@ -77,24 +77,29 @@ fn generate_reports_what_the_source_generates() {
     assert_eq!(succeed(&args), ids.join(",") + "\n");
 }
 
+/// A copy of the bundled checkpoint, to be changed.
+fn copied() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(bundled()).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+fn edit(model: &Path, name: &str, f: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&fs::read(model.join(name)).unwrap()).unwrap();
+    f(&mut json);
+    fs::write(model.join(name), json.to_string()).unwrap();
+}
+
 #[cfg(feature = "structured")]
 #[test]
 fn generate_takes_answers_apart() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(super::bundled::dir()).unwrap().flatten().filter(|entry| entry.path().is_file())
-    {
-        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
-    }
-    let edit = |name: &str, f: &dyn Fn(&mut Value)| {
-        let mut json: Value = serde_json::from_slice(&fs::read(model.join(name)).unwrap()).unwrap();
-        f(&mut json);
-        fs::write(model.join(name), json.to_string()).unwrap();
-    };
-    edit("tokenizer_config.json", &|json| json["tool_parser_type"] = "json_tools".into());
+    let folder = copied();
+    let model = folder.path();
+    edit(model, "tokenizer_config.json", |json| json["tool_parser_type"] = "json_tools".into());
     // Known, but beyond the tokens of the model: it must spell them.
-    edit("tokenizer.json", &|json| {
+    edit(model, "tokenizer.json", |json| {
         let added = json["added_tokens"].as_array_mut().unwrap();
         for (id, content) in [(1024, "<think>"), (1025, "</think>")] {
             let mut token = added[0].clone();
@@ -104,7 +109,7 @@ fn generate_takes_answers_apart() {
     });
     let answer = r#"<think>hm</think>yes<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call> so"#;
     let regex = answer.replace('{', r"\{").replace('}', r"\}");
-    let args = ["generate", "--model", text(&model), "--prompt", "x", "--regex", &regex, "--json"];
+    let args = ["generate", "--model", text(model), "--prompt", "x", "--regex", &regex, "--json"];
     let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
     assert_eq!((&report["text"], &report["thinking"]), (&"yes so".into(), &"hm".into()), "{report}");
     assert_eq!(report["tool_calls"], serde_json::json!([{ "name": "f", "arguments": { "a": 1 } }]));
@@ -284,8 +289,71 @@ fn generate_takes_every_setting() {
     assert_eq!(quantized["generation_tokens"], 24);
     assert_eq!(run(&["--max-kv-size", "9", "--prefill-step-size", "4"])["generation_tokens"], 24);
     let args = ["generate", "--model", &dir, "--prompt", "x", "--kv-bits"];
-    fail(&[&args[..], &["7", "--quantized-kv-start", "0"]].concat(), 1);
-    fail(&["generate", "--model", &dir, "--prompt", "x", "--logit-bias", "5"], 2);
+    fail(&[&args[..], &["7"]].concat(), 1);
+    let args = ["generate", "--model", &dir, "--prompt", "x"];
+    fail(&[&args[..], &["--logit-bias", "5"]].concat(), 2);
+    fail(&[&args[..], &["--prefill-step-size", "0"]].concat(), 2);
+    assert!(fail(&[&args[..], &["--temp", "-1"]].concat(), 1).contains("temperature"));
+    let other = self::dir("llama");
+    assert!(fail(&[&args[..], &["--draft-model", &other]].concat(), 1).contains("vocabulary has 40 tokens"));
+}
+
+#[test]
+fn templates_get_what_they_are_given() {
+    let model = copied();
+    let model = model.path();
+    let write = |template: &str| {
+        edit(model, "tokenizer_config.json", |json| json["chat_template"] = template.into());
+    };
+    let args = ["generate", "--model", text(model), "--prompt", "x"];
+    let told = |extra: &[&str]| fail(&[&args[..], extra].concat(), 1);
+    write("{{ raise_exception(level ~ tools[0].name ~ messages[0].content) }}");
+    let given = ["--chat-template-config", r#"{"level": 7}"#, "--system-prompt", "please"];
+    assert!(told(&[&given[..], &["--tools", r#"[{"name": "look"}]"#]].concat()).contains("7lookplease"));
+    assert!(told(&["--chat-template-config", "[]"]).contains("not a JSON object"));
+    assert!(told(&["--tools", r#"{"name": "look"}"#]).contains("not a JSON list"));
+    assert!(told(&["--raw", "--system-prompt", "please"]).contains("--raw"));
+    let out = model.join("none/cache.safetensors");
+    write("{{ messages[0].content }}");
+    let made = fail(&["cache", "make", "--model", text(model), "--prompt", "x", "--out", text(&out)], 1);
+    assert!(made.contains("there is no folder"), "{made}");
+}
+
+#[test]
+fn texts_longer_than_the_context_are_refused() {
+    let model = copied();
+    edit(model.path(), "config.json", |json| json["max_position_embeddings"] = 12.into());
+    let long = ["--model", text(model.path()), "--prompt", "more than twelve tokens"];
+    let generate = [&["generate", "--max-tokens", "2"], &long[..]].concat();
+    assert!(fail(&generate, 1).contains("made for 12"));
+    succeed(&[&generate[..], &["--max-kv-size", "12"]].concat());
+    let out = model.path().join("cache.safetensors");
+    assert!(fail(&[&["cache", "make", "--out", text(&out)], &long[..]].concat(), 1).contains("made for 12"));
+    let bench = ["bench", "model", "--model", text(model.path()), "--prompt-tokens", "2000000000"];
+    assert!(fail(&bench, 1).contains("made for 12"));
+    edit(model.path(), "config.json", |json| {
+        json["rope_scaling"] = serde_json::json!({ "rope_type": "linear", "factor": 4.0 })
+    });
+    succeed(&generate);
+}
+
+/// Links that lead nowhere, as caches with blobs that are gone have them, and pipes, which nobody fills.
+#[cfg(unix)]
+#[test]
+fn files_that_are_none_are_told() {
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let model = copied();
+        let (args, file) =
+            (["generate", "--model", text(model.path()), "--prompt", "x"], model.path().join(name));
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("nowhere", &file).unwrap();
+        let message = fail(&args, 1);
+        assert!(message.contains("leads nowhere") && message.contains(name), "{message}");
+        fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        let message = fail(&args, 1);
+        assert!(message.contains("not a regular file") && message.contains(name), "{message}");
+    }
 }
 
 #[cfg(feature = "structured")]
@@ -374,4 +442,40 @@ fn chat_works_through_a_pipe() {
     let answer = saved[3]["content"].as_str().unwrap();
     assert_eq!(said.matches(&format!("{answer}\n")).count(), 2, "{said}");
     assert_eq!(chat("/nothing\n".to_owned()).status.code(), Some(1));
+}
+
+#[test]
+fn chat_keeps_thoughts_apart() {
+    let model = copied();
+    // In the places of two bytes that no text has.
+    edit(model.path(), "tokenizer.json", |json| {
+        for (byte, content) in [("ÿ", "<think>"), ("þ", "</think>")] {
+            let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+            let id = vocabulary.remove(byte).unwrap();
+            vocabulary.insert(content.to_owned(), id.clone());
+            let mut token = json["added_tokens"][0].clone();
+            (token["id"], token["content"]) = (id, content.into());
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+    });
+    let file = model.path().join("chat.json");
+    let chat = |end: &str| {
+        edit(model.path(), "tokenizer_config.json", |json| {
+            json["chat_template"] = format!("{{{{ messages[-1].content }}}}\n{end}").into();
+        });
+        let mut command = Command::cargo_bin("mlxport").unwrap();
+        command.args(["chat", "--model", text(model.path()), "--max-tokens", "6"]);
+        let output = command.write_stdin(format!("x\n/save {}\n", text(&file))).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let saved: Vec<Value> = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let [said, thought] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (said, thought, saved[1].clone())
+    };
+    let (said, thought, saved) = chat("<think>");
+    assert_eq!((said.as_str(), &saved["content"]), ("\n", &"".into()));
+    assert!(thought.trim().len() > 3);
+    assert_eq!(saved["reasoning_content"], thought[..thought.len() - 1]);
+    let (said, thought, saved) = chat("<think></think>");
+    assert_eq!((&saved["content"], thought.as_str()), (&said[..said.len() - 1].into(), ""));
+    assert!(said.trim().len() > 3 && saved["reasoning_content"].is_null());
 }

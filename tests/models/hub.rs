@@ -352,6 +352,24 @@ fn a_gguf_file_is_taken_where_one_is_meant() {
     assert!(Id::parse("org/tiny@v1:Q4/x.gguf").is_some());
 }
 
+#[test]
+fn all_parts_of_a_gguf_file_are_taken() {
+    let name = |at: usize| format!("parts-{at:05}-of-00003.gguf");
+    let part = |at: usize| std::fs::read(tiny().join("../../gguf").join(name(at))).unwrap();
+    let mock =
+        |parts: &[usize]| parts.iter().fold(Mock::new(), |mock, &at| mock.with(&name(at), part(at), true));
+    let whole = mock(&[1, 2, 3]);
+    let path = whole.hub().download(&id()).unwrap();
+    assert_eq!(mlxport::checkpoint::Gguf::open(&path).unwrap().keys().count(), 5);
+    let named = Id::parse(&format!("org/tiny:{}", name(1))).unwrap();
+    assert_eq!(whole.hub().download(&named).unwrap(), path);
+    assert_eq!(whole.downloads().len(), 3);
+    let error = mock(&[1, 3]).hub().download(&named).unwrap_err().to_string();
+    assert!(error.contains(&format!("has no {}", name(2))), "{error}");
+    let error = whole.with("b.gguf", "another", true).hub().download(&id()).unwrap_err().to_string();
+    assert!(error.contains("several GGUF files"), "{error}");
+}
+
 #[cfg(feature = "cli")]
 #[test]
 fn commands_take_ids_as_the_environment_says() {

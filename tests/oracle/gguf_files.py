@@ -6,7 +6,8 @@ Needs gguf (llama.cpp's own package), mlx, mlx-lm and numpy. `types.gguf` has a 
 that the package can quantize are of drawn numbers, the others of drawn bytes, and the package says what they
 mean (`types.npz`). `llama.gguf` is a tiny Llama in F32, with the rows of queries and keys as llama.cpp has
 them, the tokenizer of ../fixtures/text/byte_fallback, and logits of mlx-lm (`llama.npz`); `qwen3.gguf` the
-same of Qwen 3 in Q8_0, with the tokenizer of ../fixtures/text/bytelevel.
+same of Qwen 3 in Q8_0, with the tokenizer of ../fixtures/text/bytelevel. `parts-0000N-of-00003.gguf` is one
+file in three parts.
 """
 
 import json
@@ -49,6 +50,18 @@ def types(out, rng):
     writer.write_tensors_to_file()
     writer.close()
     np.savez(out / "types.npz", **{k: v.astype(np.float32) for k, v in expect.items()})
+
+
+def parts(out):
+    """Five tensors, two to a part: `at0` is [0, 0], `at1` [1, 1] and so on."""
+    writer = gguf.GGUFWriter(out / "parts.gguf", "llama", split_max_tensors=2)
+    writer.add_name("in parts")
+    for at in range(5):
+        writer.add_tensor(f"at{at}", np.full(2, at, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def permuted(w, heads):
@@ -148,6 +161,7 @@ def llama3_factors(head_dim, base, factor, low, high, context):
 def main():
     out, text, rng = Path(sys.argv[1]), Path(sys.argv[2]), np.random.default_rng(7)
     out.mkdir(parents=True, exist_ok=True)
+    parts(out)
     types(out, rng)
     scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
     factors = llama3_factors(8, 10000.0, 4.0, 1.0, 4.0, 128)

@@ -86,7 +86,7 @@ pub(super) fn read(file: &File, length: u64) -> Read_<Header> {
         let (Some(start), Some(end)) = (start, end) else {
             return fail(format!("{bytes} bytes from {offset} on go beyond the file: it was cut off"));
         };
-        let tensor = Tensor { shape, dtype, packed, start: start as usize, end: end as usize };
+        let tensor = Tensor { part: 0, shape, dtype, packed, start: start as usize, end: end as usize };
         if tensors.insert(name.clone(), tensor).is_some() {
             return Err(format!("tensor `{name}` occurs twice"));
         }
