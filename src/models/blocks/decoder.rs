@@ -186,6 +186,16 @@ impl Names {
     };
 }
 
+impl Rules {
+    /// And without a head, where it is tied to the embeddings.
+    pub fn tied_head(self, tied: impl Into<Option<bool>>) -> Self {
+        match tied.into() {
+            Some(true) => self.drop("lm_head.*", "tied to the embeddings"),
+            _ => self,
+        }
+    }
+}
+
 /// A language model whose layers come one after the other.
 #[derive(Debug)]
 pub struct Decoder<L> {

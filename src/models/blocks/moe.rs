@@ -95,8 +95,9 @@ impl Moe {
         })
     }
 
-    /// And the shared layer of so many hidden features, with its gate if the checkpoint has one.
-    pub fn with_shared(self, w: &Weights, dims: i32, hidden: i32) -> Result<Self> {
+    /// And a shared layer of so many hidden features, if any, with its gate if the checkpoint has one.
+    pub fn with_shared(self, w: &Weights, dims: i32, hidden: impl Into<Option<i32>>) -> Result<Self> {
+        let Some(hidden) = hidden.into() else { return Ok(self) };
         let gated = w.pp(SHARED_GATE).contains("weight");
         Ok(Self {
             shared: Some(Mlp::new(&w.pp(self.names.shared), dims, hidden, Activation::Silu)?),

@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{Attention, Block, Decoder, FeedForward, Mixer, Mlp, Names};
+use super::{
+    Attention, AttentionNames, Block, BlockNames, Decoder, DecoderLayer, FeedForward, Mixer, Mlp, Names, Qkv,
+};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
@@ -56,18 +58,31 @@ impl Sizes {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
+    /// Heads, those of keys and values, and features of a head.
+    pub fn heads(&self) -> [i32; 3] {
+        [self.num_attention_heads, self.kv_heads(), self.head_dim()]
+    }
+
     /// The rules for what a checkpoint of any such model may have too many.
     pub fn rules(&self) -> Rules {
-        let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-        match self.tie_word_embeddings {
-            Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-            _ => rules,
-        }
+        Rules::new()
+            .drop("*.rotary_emb.inv_freq", "computed from the config")
+            .tied_head(self.tie_word_embeddings)
+    }
+
+    /// With a tied head unless the config says otherwise.
+    pub fn tied(&self) -> Self {
+        Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self.clone() }
     }
 
     /// The projections of attention. Norms, positions and a window are the caller's to add.
     pub fn attention(&self, w: &Weights) -> Result<Attention> {
-        Attention::new(w, self.hidden_size, self.num_attention_heads, self.kv_heads(), self.head_dim())
+        Attention::named(w, AttentionNames::LLAMA, self.hidden_size, self.heads())
+    }
+
+    /// As [`attention`](Self::attention), with one projection to queries, keys and values.
+    pub fn joined_attention(&self, w: &Weights, names: AttentionNames) -> Result<Attention> {
+        Attention::fused(w, names, Qkv::Joined, self.hidden_size, self.heads())
     }
 
     /// A gated feed-forward layer.
@@ -85,20 +100,47 @@ impl Sizes {
         Ok(Some(w.rms_norm(name, heads * self.head_dim(), self.rms_norm_eps)?.into()))
     }
 
+    /// A norm of all features whose factor is `1 + weight`.
+    pub fn shifted_norm(&self, w: &Weights, name: &str) -> Result<Norm> {
+        w.shifted_norm(name, self.hidden_size, self.rms_norm_eps)
+    }
+
     /// A layer with Llama's norms.
     pub fn block<A: Mixer, F: FeedForward>(&self, w: &Weights, mixer: A, mlp: F) -> Result<Block<A, F>> {
-        let (norm1, norm2) = (self.norm(w, "input_layernorm")?, self.norm(w, "post_attention_layernorm")?);
-        Ok(Block::new(mixer, mlp, norm1, norm2))
+        self.named_block(w, BlockNames::LLAMA, mixer, mlp)
+    }
+
+    /// As [`block`](Self::block), for a checkpoint with other names.
+    pub fn named_block<A: Mixer, F: FeedForward>(
+        &self,
+        w: &Weights,
+        names: BlockNames,
+        mixer: A,
+        mlp: F,
+    ) -> Result<Block<A, F>> {
+        let (norm1, norm2) = (self.norm(w, names.norm1)?, self.norm(w, names.norm2)?);
+        Ok(Block { names, ..Block::new(mixer, mlp, norm1, norm2) })
     }
 
     /// The model, its layers by `layer`, which gets its number and its weights.
-    pub fn decoder<L: super::DecoderLayer>(
+    pub fn decoder<L: DecoderLayer>(
         &self,
         w: &Weights,
         layer: impl Fn(usize, &Weights) -> Result<L>,
     ) -> Result<Decoder<L>> {
+        self.named_decoder(w, Names::LLAMA, Self::norm, layer)
+    }
+
+    /// As [`decoder`](Self::decoder), for a checkpoint with other names, the last norm read by `norm`.
+    pub fn named_decoder<L: DecoderLayer>(
+        &self,
+        w: &Weights,
+        names: Names,
+        norm: impl Fn(&Self, &Weights, &str) -> Result<Norm>,
+        layer: impl Fn(usize, &Weights) -> Result<L>,
+    ) -> Result<Decoder<L>> {
         let sizes = [self.vocab_size, self.hidden_size];
-        let norm = |name: &str| self.norm(w, name);
-        Decoder::new(w, Names::LLAMA, sizes, self.tie_word_embeddings, norm, self.num_hidden_layers, layer)
+        let norm = |name: &str| norm(self, w, name);
+        Decoder::new(w, names, sizes, self.tie_word_embeddings, norm, self.num_hidden_layers, layer)
     }
 }

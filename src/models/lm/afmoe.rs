@@ -98,10 +98,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .stack_experts("*.mlp.experts", "*.mlp.experts");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .stack_experts("*.mlp.experts", "*.mlp.experts")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -150,8 +150,5 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         shared: "shared_experts",
     };
     let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), args.moe_intermediate_size])?;
-    Ok(Box::new(match args.shared_size() {
-        Some(hidden) => moe.with_shared(w, dims, hidden)?,
-        None => moe,
-    }))
+    Ok(Box::new(moe.with_shared(w, dims, args.shared_size())?))
 }

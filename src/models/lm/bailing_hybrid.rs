@@ -97,8 +97,7 @@ pub fn rules(args: &Args) -> Rules {
         .when("*.attention.query_key_value.weight", ling_2)
         .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}")
         .transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
-    let rules = args.latent.split_rules(rules);
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    args.latent.split_rules(rules).tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

@@ -153,8 +153,5 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
     let correction = args.moe_router_enable_expert_bias.then_some("gate.expert_bias");
     let names = MoeNames { gate: "gate.gate_proj", correction, ..MoeNames::DEEPSEEK };
     let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), args.moe_intermediate_size])?;
-    Ok(Box::new(match args.shared_size() {
-        Some(hidden) => moe.with_shared(w, dims, hidden)?,
-        None => moe,
-    }))
+    Ok(Box::new(moe.with_shared(w, dims, args.shared_size())?))
 }

@@ -163,8 +163,5 @@ fn mlp(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
     let names = MoeNames { gate: "gate.gate_proj", correction, ..MoeNames::DEEPSEEK };
     let sizes = [args.experts.get(), args.moe_intermediate_size];
     let moe = Moe::new(w, names, args.routing(), dims, sizes)?;
-    Ok(match args.shared_size() {
-        None => Box::new(moe),
-        Some(shared) => Box::new(moe.with_shared(w, dims, shared)?),
-    })
+    Ok(Box::new(moe.with_shared(w, dims, args.shared_size())?))
 }

@@ -7,8 +7,7 @@ use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Encoding, Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, FeedForward, Mixer, Names};
+use crate::models::blocks::{Attention, Block, Decoder, FeedForward, Mixer, Sizes};
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, RmsNorm, Rope, RopeConfig};
 use crate::parameters;
@@ -16,16 +15,10 @@ use crate::parameters;
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    vocab_size: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
+    /// By default the squared ReLU.
     hidden_act: Option<Activation>,
-    tie_word_embeddings: Option<bool>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -33,17 +26,7 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("bitnet")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.hidden_size)
-            .eps("rms_norm_eps", self.rms_norm_eps)
-            .done()
-    }
-
-    fn tied(&self) -> bool {
-        self.tie_word_embeddings.unwrap_or(true)
+        self.sizes.checks("bitnet").done()
     }
 }
 
@@ -51,12 +34,8 @@ impl Args {
 /// a `quantization_config`.
 pub fn rules(args: &Args) -> Rules {
     let weight = ["*.weight", "*.scales", "*.biases"];
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").decode(
-        &["*.weight", "*.weight_scale"],
-        &weight,
-        Encoding::Ternary { divided: false },
-    );
-    if args.tied() { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    let ternary = Encoding::Ternary { divided: false };
+    args.sizes.tied().rules().decode(&["*.weight", "*.weight_scale"], &weight, ternary)
 }
 
 /// [`Attention`] with a norm of what the heads give.
@@ -104,17 +83,15 @@ pub type Model = Decoder<Block<SubNormAttention, SubNormMlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps, heads) = (args.hidden_size, args.rms_norm_eps, args.num_attention_heads);
-    let (hidden, head_dim) = (args.intermediate_size, args.head_dim.unwrap_or(dims / heads));
-    let rope = Rope::new(head_dim, &args.rope, 10_000.0)?;
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (sizes, layers) = ([args.vocab_size, dims], args.num_hidden_layers);
-    Decoder::new(w, Names::LLAMA, sizes, Some(args.tied()), norm, layers, |_, w| {
+    let (sizes, eps) = (&args.sizes.tied(), args.sizes.rms_norm_eps);
+    let (dims, hidden) = (sizes.hidden_size, sizes.intermediate_size);
+    let rope = Rope::new(sizes.head_dim(), &args.rope, 10_000.0)?;
+    sizes.decoder(w, |_, w| {
         let (at, mlp) = (w.pp("self_attn"), w.pp("mlp"));
-        let attention = Attention::new(&at, dims, heads, args.num_key_value_heads, head_dim)?;
+        let width = sizes.num_attention_heads * sizes.head_dim();
         let attention = SubNormAttention {
-            attention: Attention { rope: Some(rope.clone()), ..attention },
-            attn_sub_norm: at.rms_norm("attn_sub_norm", heads * head_dim, eps)?,
+            attention: Attention { rope: Some(rope.clone()), ..sizes.attention(&at)? },
+            attn_sub_norm: at.rms_norm("attn_sub_norm", width, eps)?,
         };
         let mlp = SubNormMlp {
             gate_proj: mlp.linear("gate_proj", dims, hidden)?,
@@ -123,11 +100,6 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
             ffn_sub_norm: mlp.rms_norm("ffn_sub_norm", hidden, eps)?,
             act: args.hidden_act.unwrap_or(Activation::Relu2),
         };
-        Ok(Block::new(
-            attention,
-            mlp,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+        sizes.block(w, attention, mlp)
     })
 }

@@ -47,10 +47,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("transformer.h.{}.attn.attention.rotary.inv_freq", "computed from the config")
-        .drop("*.rotary_emb.inv_freq", "computed from the config");
-    if args.tied() { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .drop("*.rotary_emb.inv_freq", "computed from the config")
+        .tied_head(args.tied())
 }
 
 /// The model.

@@ -102,11 +102,11 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .drop("*embed_scale", "computed from the config")
-        .transpose("*_conv.weight [_, 1, _]", &[0, 2, 1]);
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .transpose("*_conv.weight [_, 1, _]", &[0, 2, 1])
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

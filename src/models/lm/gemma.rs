@@ -4,22 +4,15 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, Mlp, Names};
+use crate::models::blocks::{Attention, Block, Decoder, Mlp, Names, Sizes};
 use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
-    vocab_size: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -27,29 +20,13 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("gemma")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
-            .eps("rms_norm_eps", self.rms_norm_eps)
-            .done()
-    }
-
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+        self.sizes.checks("gemma").done()
     }
 }
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(_: &Args) -> Rules {
-    Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .drop("lm_head.*", "tied to the embeddings")
+    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(true)
 }
 
 /// The model.
@@ -58,25 +35,19 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| w.shifted_norm(name, dims, eps);
-    let layers = args.num_hidden_layers;
-    let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], Some(true), norm, layers, |_, w| {
+    // The head is tied whatever the config says.
+    let sizes = &Sizes { tie_word_embeddings: Some(true), ..args.sizes.clone() };
+    let (dims, hidden) = (sizes.hidden_size, sizes.intermediate_size);
+    let rope = Rope::new(sizes.head_dim(), &args.rope, 10_000.0)?;
+    let norm = Sizes::shifted_norm;
+    let model = sizes.named_decoder(w, Names::LLAMA, norm, |_, w| {
         Ok(Block::new(
-            attention(args, &w.pp("self_attn"))?,
+            Attention { rope: Some(rope.clone()), ..sizes.attention(&w.pp("self_attn"))? },
             // Old configs say `gelu`, and mean its approximation.
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, Activation::GeluTanh)?,
-            w.shifted_norm("input_layernorm", dims, eps)?,
-            w.shifted_norm("post_attention_layernorm", dims, eps)?,
+            Mlp::new(&w.pp("mlp"), dims, hidden, Activation::GeluTanh)?,
+            norm(sizes, w, "input_layernorm")?,
+            norm(sizes, w, "post_attention_layernorm")?,
         ))
     })?;
     Ok(Decoder { embed_scale: Some((dims as f32).sqrt()), ..model })
-}
-
-fn attention(args: &Args, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.kv_heads(), args.head_dim());
-    Ok(Attention {
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
-    })
 }

@@ -83,9 +83,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(_: &Args) -> Rules {
-    Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .drop("lm_head.*", "tied to the embeddings")
+    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(true)
 }
 
 /// The model.

@@ -137,8 +137,5 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         ..MoeNames::DEEPSEEK
     };
     let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), hidden])?;
-    Ok(Box::new(match args.n_shared_experts {
-        Some(count) => moe.with_shared(w, dims, count * hidden)?,
-        None => moe,
-    }))
+    Ok(Box::new(moe.with_shared(w, dims, args.n_shared_experts.map(|count| count * hidden))?))
 }

@@ -49,10 +49,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("transformer.h.{}.attn.bias", "the causal mask")
-        .drop("transformer.h.{}.attn.masked_bias", "the causal mask");
-    if args.tied() { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .drop("transformer.h.{}.attn.masked_bias", "the causal mask")
+        .tied_head(args.tied())
 }
 
 /// The model.

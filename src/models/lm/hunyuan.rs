@@ -8,31 +8,24 @@ use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::{Error, Result};
-use crate::models::Checks;
 use crate::models::blocks::{
-    Block, Decoder, ExpertCount, FeedForward, Mixer, Mlp, Moe, MoeNames, Names, PerLayer, Routing, Scoring,
+    Block, Decoder, ExpertCount, FeedForward, Mixer, Moe, MoeNames, PerLayer, Routing, Scoring, Sizes,
     attend, merge_heads, split_heads,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Linear, Norm, Rope, RopeConfig};
 use crate::parameters;
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    vocab_size: i32,
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
     moe_topk: PerLayer<i32>,
     #[serde(flatten)]
     experts: ExpertCount,
     num_shared_expert: PerLayer<i32>,
     use_mixed_mlp_moe: bool,
     use_qk_norm: bool,
-    rms_norm_eps: f32,
     #[serde(default)]
     use_cla: bool,
     /// Of so many layers in a row, the first has keys and values.
@@ -50,23 +43,20 @@ fn one() -> usize {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let (layers, share) = (self.num_hidden_layers, self.cla_share_factor);
+        let (layers, share) = (self.sizes.num_hidden_layers, self.cla_share_factor);
         let covered = self.moe_topk.covers(layers)
             && self.num_shared_expert.covers(layers)
             && self.moe_intermediate_size.as_ref().is_none_or(|sizes| sizes.covers(layers));
-        let checks = Checks::new("hunyuan")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.num_key_value_heads, None, self.hidden_size)
+        let checks = self
+            .sizes
+            .checks("hunyuan")
             .that(share > 0, || format!("`cla_share_factor` is {share}"))
-            .that(covered, || format!("lists of sizes are shorter than {layers} layers"))
-            .eps("rms_norm_eps", self.rms_norm_eps);
+            .that(covered, || format!("lists of sizes are shorter than {layers} layers"));
         let sizes = self.moe_intermediate_size.iter().flat_map(PerLayer::values);
         let checks = sizes.fold(checks, |checks, &size| checks.size("moe_intermediate_size", size));
         let shared = self.num_shared_expert.values().iter();
         let checks = shared.fold(checks, |checks, &count| {
-            checks.size("num_shared_expert", self.intermediate_size.saturating_mul(count))
+            checks.size("num_shared_expert", self.sizes.intermediate_size.saturating_mul(count))
         });
         let routes = self.moe_topk.values().iter().filter(|_| self.experts.get() != 1);
         routes.fold(checks, |checks, &k| checks.routing(self.experts.get(), &routing(k))).done()
@@ -85,14 +75,14 @@ fn routing(top_k: i32) -> Routing {
 /// How the names of a checkpoint become the model's. Fused projections hold, for each key head, its
 /// queries, its key and its value, and the up projection before the gate.
 pub fn rules(args: &Args) -> Rules {
-    let groups = args.num_attention_heads / args.num_key_value_heads.max(1);
-    let head_dim = args.hidden_size / args.num_attention_heads.max(1);
+    let [heads, kv_heads, head_dim] = args.sizes.heads();
+    let groups = heads / kv_heads;
     let parts = ["q_proj", "k_proj", "v_proj"].map(|name| format!("*.self_attn.{name}.weight"));
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     Rules::new()
-        .reshape("*.self_attn.qkv_proj.weight", &[args.num_key_value_heads, groups + 2, head_dim, -1])
+        .reshape("*.self_attn.qkv_proj.weight", &[kv_heads, groups + 2, head_dim, -1])
         .split("*.self_attn.qkv_proj.weight", &parts, 1, &[groups, 1, 1])
-        .reshape("*.self_attn.{}.weight [_, _, _, _]", &[-1, args.hidden_size])
+        .reshape("*.self_attn.{}.weight [_, _, _, _]", &[-1, args.sizes.hidden_size])
         .split("*.gate_and_up_proj.weight", &["*.up_proj.weight", "*.gate_proj.weight"], 0, &[])
         .stack_experts("*.mlp.experts", "*.mlp.switch_mlp")
 }
@@ -103,23 +93,18 @@ pub type Model = Decoder<Block<SharingAttention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let layers = args.num_hidden_layers;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], None, norm, layers, |i, w| {
-        Ok(Block::new(
-            SharingAttention::new(args, i, &w.pp("self_attn"))?,
-            feed_forward(args, i, &w.pp("mlp"))?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    // A checkpoint without a head is tied whatever its config says.
+    let sizes = &Sizes { tie_word_embeddings: None, ..args.sizes.clone() };
+    sizes.decoder(w, |i, w| {
+        let attention = SharingAttention::new(args, i, &w.pp("self_attn"))?;
+        sizes.block(w, attention, feed_forward(args, i, &w.pp("mlp"))?)
     })
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let (dims, hidden) = (args.hidden_size, args.intermediate_size);
+    let (dims, hidden) = (args.sizes.hidden_size, args.sizes.intermediate_size);
     if args.experts.get() == 1 {
-        return Ok(Box::new(Mlp::new(w, dims, hidden, Activation::Silu)?));
+        return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let size = args.moe_intermediate_size.as_ref().and_then(|sizes| sizes.get(layer)).unwrap_or(hidden);
     let names = MoeNames { gate: "gate.wg", shared: "shared_mlp", ..MoeNames::PLAIN };
@@ -158,14 +143,10 @@ parameters!(SharingAttention {
 
 impl SharingAttention {
     fn new(args: &Args, layer: usize, w: &Weights) -> Result<Self> {
-        let (dims, heads, kv_heads) = (args.hidden_size, args.num_attention_heads, args.num_key_value_heads);
-        let head_dim = dims / heads;
+        let (dims, [heads, kv_heads, head_dim]) = (args.sizes.hidden_size, args.sizes.heads());
         let own = args.has_keys(layer);
         let keyed = |name| own.then(|| w.linear(name, dims, kv_heads * head_dim)).transpose();
-        let norm = |name| {
-            let norm = args.use_qk_norm.then(|| w.rms_norm(name, head_dim, args.rms_norm_eps)).transpose()?;
-            Ok(norm.map(Into::into))
-        };
+        let norm = |name| if args.use_qk_norm { args.sizes.heads_norm(w, name, 1) } else { Ok(None) };
         Ok(Self {
             q_proj: w.linear("q_proj", dims, heads * head_dim)?,
             k_proj: keyed("k_proj")?,

@@ -7,25 +7,16 @@ use crate::array::Array;
 use crate::cache::{Cache, KeysValues, LayerCache, Mask, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::{Attention, Block, Decoder, FeedForward, Mlp, Names, attend, merge_heads};
-use crate::models::{Checks, LanguageModel, stage};
-use crate::nn::activations::Activation;
+use crate::models::blocks::{Attention, Block, Decoder, FeedForward, Mlp, Sizes, attend, merge_heads};
+use crate::models::{LanguageModel, stage};
 use crate::nn::{Rope, RopeConfig};
 use crate::{ops, parameters};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: i32,
-    rms_norm_eps: f32,
-    vocab_size: i32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    #[serde(flatten)]
+    sizes: Sizes,
     loop_num: Option<i32>,
     loop_window_size: Option<i32>,
     #[serde(flatten)]
@@ -36,13 +27,9 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let loops = self.loop_num.unwrap_or(2);
-        Checks::new("iquestloopcoder")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
+        self.sizes
+            .checks("iquestloopcoder")
             .size("loop_window_size", self.window())
-            .heads(self.num_attention_heads, self.num_key_value_heads, Some(self.head_dim), self.hidden_size)
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .that(loops == 2, || format!("`loop_num` is {loops}: only 2 is supported"))
             .done()
     }
@@ -54,8 +41,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    args.sizes.rules()
 }
 
 /// How much of each head's output comes from all positions: `sigmoid(w . query + b)`.
@@ -90,26 +76,18 @@ parameters!(Model { decoder: "", gates: "model.gate_projections" });
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.num_key_value_heads, args.head_dim);
+    let (sizes, [heads, _, head_dim]) = (&args.sizes, args.sizes.heads());
     let rope = Rope::new(head_dim, &args.rope, 500_000.0)?;
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
-    let decoder = Decoder::new(w, Names::LLAMA, sizes, tied, norm, args.num_hidden_layers, |_, w| {
-        let attention = Attention::new(&w.pp("self_attn"), dims, heads, kv_heads, head_dim)?;
-        Ok(Block::new(
-            Attention { rope: Some(rope.clone()), ..attention },
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    let decoder = sizes.decoder(w, |_, w| {
+        let attention = Attention { rope: Some(rope.clone()), ..sizes.attention(&w.pp("self_attn"))? };
+        sizes.block(w, attention, sizes.mlp(&w.pp("mlp"))?)
     })?;
     let gate = |i| {
         let w = w.pp("model.gate_projections").pp(i);
         let weight = w.get_shaped("weight", &[heads, head_dim])?;
         Ok(Gate { weight, bias: w.get_shaped("bias", &[heads])? })
     };
-    let gates = (0..args.num_hidden_layers).map(gate).collect::<Result<_>>()?;
+    let gates = (0..sizes.num_hidden_layers).map(gate).collect::<Result<_>>()?;
     Ok(Model { decoder, gates, window: args.window() })
 }
 

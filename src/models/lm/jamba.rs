@@ -86,13 +86,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1])
-        .stack_experts("*.feed_forward.experts", "*.feed_forward.switch_mlp");
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+        .stack_experts("*.feed_forward.experts", "*.feed_forward.switch_mlp")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

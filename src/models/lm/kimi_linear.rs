@@ -151,8 +151,7 @@ pub fn rules(args: &Args) -> Rules {
         .transpose("*.{}_conv1d.weight [_, 1, _]", &[0, 2, 1])
         .rename("*.{}_conv1d.weight", "*.{}_conv.conv.weight")
         .reshape("*.dt_bias [_, _]", &[-1]);
-    let rules = args.latent().split_rules(rules);
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    args.latent().split_rules(rules).tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

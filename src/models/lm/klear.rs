@@ -5,9 +5,8 @@ use serde::Deserialize;
 use crate::array::{Array, Index::Ellipsis};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, Decoder, ExpertCount, FeedForward, Mlp, Moe, MoeNames, Names, Routing, Scoring,
+    Attention, Block, Decoder, ExpertCount, FeedForward, Mlp, Moe, MoeNames, Routing, Scoring, Sizes,
 };
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Rope, RopeConfig};
@@ -16,11 +15,8 @@ use crate::{ops, parameters};
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
     #[serde(default)]
     mlp_only_layers: Vec<usize>,
     #[serde(flatten)]
@@ -29,8 +25,6 @@ pub struct Args {
     decoder_sparse_step: usize,
     n_shared_experts: i32,
     moe_intermediate_size: i32,
-    rms_norm_eps: f32,
-    vocab_size: i32,
     norm_topk_prob: bool,
     #[serde(flatten)]
     rope: RopeConfig,
@@ -40,16 +34,12 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let step = self.decoder_sparse_step;
-        Checks::new("Klear")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        self.sizes
+            .checks("Klear")
             .size("moe_intermediate_size", self.moe_intermediate_size)
             .size("n_shared_experts", self.moe_intermediate_size.saturating_mul(self.n_shared_experts))
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.num_key_value_heads, None, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
             .that(step > 0, || format!("`decoder_sparse_step` is {step}"))
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
 
@@ -64,8 +54,8 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().stack_experts("*.mlp.experts", "*.mlp.experts")
+pub fn rules(args: &Args) -> Rules {
+    args.sizes.rules().stack_experts("*.mlp.experts", "*.mlp.experts")
 }
 
 /// The model.
@@ -74,35 +64,24 @@ pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let layers = args.num_hidden_layers;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], Some(false), norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, &w.pp("self_attn"))?,
-            feed_forward(args, i, &w.pp("mlp"))?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
+    args.sizes.decoder(w, |i, w| {
+        args.sizes.block(w, attention(args, &w.pp("self_attn"))?, feed_forward(args, i, &w.pp("mlp"))?)
     })
 }
 
 fn attention(args: &Args, w: &Weights) -> Result<Attention> {
-    let (dims, heads) = (args.hidden_size, args.num_attention_heads);
-    let head_dim = dims / heads;
-    let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
     Ok(Attention {
-        q_norm: norm("q_norm")?,
-        k_norm: norm("k_norm")?,
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
-        ..Attention::new(w, dims, heads, args.num_key_value_heads, head_dim)?
+        q_norm: args.sizes.heads_norm(w, "q_norm", 1)?,
+        k_norm: args.sizes.heads_norm(w, "k_norm", 1)?,
+        rope: Some(Rope::new(args.sizes.head_dim(), &args.rope, 10_000.0)?),
+        ..args.sizes.attention(w)?
     })
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let (dims, hidden) = (args.hidden_size, args.moe_intermediate_size);
+    let (dims, hidden) = (args.sizes.hidden_size, args.moe_intermediate_size);
     if !args.has_experts(layer) {
-        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+        return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let names = MoeNames { correction: Some("expert_bias"), experts: "experts", ..MoeNames::PLAIN };
     let shared = args.n_shared_experts * hidden;

@@ -97,12 +97,12 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .rename("language_model.*", "*")
         .rename("*.mlp.gate.weight", "*.mlp.gate.proj.weight")
         .rename("*.mlp.experts.e_score_correction_bias", "*.mlp.gate.e_score_correction_bias")
-        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

@@ -161,13 +161,13 @@ pub fn rules(args: &Args) -> Rules {
 pub(super) fn inner_rules(args: &Args) -> Rules {
     let parts = ["*.feed_forward.experts.gate_proj.weight", "*.feed_forward.experts.up_proj.weight"];
     let down = "*.feed_forward.experts.down_proj";
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .transpose("*.feed_forward.experts.gate_up_proj", &[0, 2, 1])
         .split("*.feed_forward.experts.gate_up_proj", &parts, 1, &[])
         .transpose(down, &[0, 2, 1])
-        .rename(down, format!("{down}.weight"));
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .rename(down, format!("{down}.weight"))
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

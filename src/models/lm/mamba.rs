@@ -59,13 +59,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .rename("backbone.embedding.weight", "backbone.embeddings.weight")
-        .transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1]);
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+        .transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1])
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

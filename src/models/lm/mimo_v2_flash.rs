@@ -157,10 +157,7 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
     }
     let moe = Moe::new(w, MoeNames::DEEPSEEK, args.routing(), dims, [args.experts.get(), hidden])?;
-    Ok(Box::new(match args.n_shared_experts {
-        Some(count) => moe.with_shared(w, dims, count * hidden)?,
-        None => moe,
-    }))
+    Ok(Box::new(moe.with_shared(w, dims, args.n_shared_experts.map(|count| count * hidden))?))
 }
 
 /// Attention to values that have a factor.

@@ -80,10 +80,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .stack_experts("*.block_sparse_moe.experts", "*.block_sparse_moe.switch_mlp");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .stack_experts("*.block_sparse_moe.experts", "*.block_sparse_moe.switch_mlp")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

@@ -119,12 +119,12 @@ pub fn rules(args: &Args) -> Rules {
         rules.drop(format!("{part}.*"), why).drop(format!("model.{part}.*"), why)
     };
     let rules = parts.into_iter().fold(Rules::new(), drop);
-    let rules = rules
+    rules
         .rename("language_model.model.*", "model.*")
         .rename("language_model.lm_head.*", "lm_head.*")
         .rename("model.language_model.*", "model.*")
-        .drop("*.rotary_emb.inv_freq", "computed from the config");
-    if args.0.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .drop("*.rotary_emb.inv_freq", "computed from the config")
+        .tied_head(args.0.tie_word_embeddings)
 }
 
 /// The model.

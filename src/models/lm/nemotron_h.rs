@@ -142,18 +142,15 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("mtp.*", "predicts further tokens, which generation does not use")
         .rename("model.*", "backbone.*")
         .transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1])
         .stack("*.mixer.experts.{#}.up_proj.{}", "*.mixer.switch_mlp.fc1.{}")
         .stack("*.mixer.experts.{#}.down_proj.{}", "*.mixer.switch_mlp.fc2.{}")
         .rename("*.mixer.experts.up_proj", "*.mixer.switch_mlp.fc1.weight")
-        .rename("*.mixer.experts.down_proj", "*.mixer.switch_mlp.fc2.weight");
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+        .rename("*.mixer.experts.down_proj", "*.mixer.switch_mlp.fc2.weight")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// Experts without gates, which may work on fewer features than the model has, and one for all tokens.

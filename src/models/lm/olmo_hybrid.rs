@@ -6,25 +6,18 @@ use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, BlockNames, CausalConv, Decoder, DecoderLayer, GatedDeltaSizes, Mixer, MixerType, Mlp,
-    Names, Sandwich, Sequence, gated_delta, gated_norm, log_decay, sandwich, unit_length, unpadded,
+    Attention, BlockNames, CausalConv, Decoder, DecoderLayer, GatedDeltaSizes, Mixer, MixerType, Sandwich,
+    Sequence, Sizes, gated_delta, gated_norm, log_decay, sandwich, unit_length, unpadded,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Linear, RmsNorm, Rope, RopeConfig};
 use crate::{ops, parameters};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    rms_norm_eps: f32,
+    #[serde(flatten)]
+    sizes: Sizes,
     linear_num_key_heads: i32,
     linear_num_value_heads: i32,
     linear_key_head_dim: i32,
@@ -33,8 +26,6 @@ pub struct Args {
     #[serde(default = "yes")]
     linear_allow_neg_eigval: bool,
     layer_types: Option<Vec<MixerType>>,
-    vocab_size: i32,
-    tie_word_embeddings: Option<bool>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -46,21 +37,12 @@ fn yes() -> bool {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let checks = Checks::new("olmo_hybrid")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps);
-        self.sizes().check(checks).done()
+        let layers = self.sizes.num_hidden_layers;
+        let checks = self.sizes.checks("olmo_hybrid").layer_types(layers, self.layer_types.as_deref());
+        self.delta_sizes().check(checks).done()
     }
 
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn sizes(&self) -> GatedDeltaSizes {
+    fn delta_sizes(&self) -> GatedDeltaSizes {
         GatedDeltaSizes {
             key_heads: self.linear_num_key_heads,
             heads: self.linear_num_value_heads,
@@ -80,14 +62,11 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    args.sizes
+        .rules()
         .rename("*.attention_layer_norm.{}", "*.input_layernorm.{}")
         .rename("*.feedforward_layer_norm.{}", "*.post_attention_layernorm.{}")
-        .transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+        .transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1])
 }
 
 /// A gated delta net with a projection and a convolution of its own for queries, keys and values.
@@ -131,7 +110,7 @@ impl DeltaNet {
     fn new(args: &Args, w: &Weights) -> Result<Self> {
         // transformers has it fixed.
         const EPS: f32 = 1e-5;
-        let (dims, sizes) = (args.hidden_size, args.sizes());
+        let (dims, sizes) = (args.sizes.hidden_size, args.delta_sizes());
         let (keys, values, heads, kernel) = (sizes.keys(), sizes.values(), sizes.heads, sizes.kernel);
         Ok(Self {
             q_proj: w.linear("q_proj", dims, keys)?,
@@ -186,31 +165,26 @@ pub type Model = Decoder<Box<dyn DecoderLayer>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps, heads) = (args.hidden_size, args.rms_norm_eps, args.num_attention_heads);
-    let head_dim = args.head_dim.unwrap_or(dims / heads);
+    let (sizes, head_dim) = (&args.sizes, args.sizes.head_dim());
     // A config with parameters and no base among them has no positions.
     let turns = args.rope.rope_parameters.as_ref().is_none_or(|p| p.rope_theta.is_some());
     let rope = turns.then(|| Rope::new(head_dim, &args.rope, 10_000.0)).transpose()?;
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let layer = |i, w: &Weights| -> Result<Box<dyn DecoderLayer>> {
-        let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?;
-        let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
+    sizes.decoder(w, |i, w| -> Result<Box<dyn DecoderLayer>> {
+        let mlp = sizes.mlp(&w.pp("mlp"))?;
         if args.attends(i) {
-            let w = w.pp("self_attn");
+            let at = w.pp("self_attn");
             let attention = Attention {
-                q_norm: Some(w.rms_norm("q_norm", heads * head_dim, eps)?.into()),
-                k_norm: Some(w.rms_norm("k_norm", args.kv_heads() * head_dim, eps)?.into()),
+                q_norm: sizes.heads_norm(&at, "q_norm", sizes.num_attention_heads)?,
+                k_norm: sizes.heads_norm(&at, "k_norm", sizes.kv_heads())?,
                 norms_all_heads: true,
                 rope: rope.clone(),
-                ..Attention::new(&w, dims, heads, args.kv_heads(), head_dim)?
+                ..sizes.attention(&at)?
             };
+            let norm = |name: &str| sizes.norm(w, name);
             return Ok(Box::new(Sandwich::new(attention, mlp, sandwich::AFTER, norm)?));
         }
         let names = BlockNames { mixer: "linear_attn", ..BlockNames::LLAMA };
         let mixer = DeltaNet::new(args, &w.pp(names.mixer))?;
-        let [norm1, norm2] = [w.rms_norm(names.norm1, dims, eps)?, w.rms_norm(names.norm2, dims, eps)?];
-        Ok(Box::new(Block { names, ..Block::new(mixer, mlp, norm1, norm2) }))
-    };
-    let sizes = [args.vocab_size, dims];
-    Decoder::new(w, Names::LLAMA, sizes, args.tie_word_embeddings, norm, args.num_hidden_layers, layer)
+        Ok(Box::new(sizes.named_block(w, names, mixer, mlp)?))
+    })
 }

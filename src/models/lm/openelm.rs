@@ -72,8 +72,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.pos_embedding.inv_freq", "computed from the config");
-    if args.tied() { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    Rules::new().drop("*.pos_embedding.inv_freq", "computed from the config").tied_head(args.tied())
 }
 
 /// The model.

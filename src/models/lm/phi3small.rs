@@ -141,8 +141,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(args.tie_word_embeddings)
 }
 
 /// Which blocks of positions a position sees: the last `near` ones, its own among them, and of those before

@@ -57,8 +57,9 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().stack_experts("*.block_sparse_moe.experts", "*.block_sparse_moe.switch_mlp");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    Rules::new()
+        .stack_experts("*.block_sparse_moe.experts", "*.block_sparse_moe.switch_mlp")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

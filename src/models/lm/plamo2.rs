@@ -91,8 +91,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1]);
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    Rules::new().transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1]).tied_head(args.tie_word_embeddings)
 }
 
 /// Mamba-2 whose time steps, and what states are written and read with, come from what the convolution

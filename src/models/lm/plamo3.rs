@@ -82,8 +82,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new();
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+    Rules::new().tied_head(args.tie_word_embeddings)
 }
 
 /// An RMS norm whose factor is `weight + offset`.

@@ -164,8 +164,5 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
     }
     let experts = [args.experts.get(), args.expert_size()];
     let moe = Moe::new(w, MoeNames::PLAIN, args.routing(), dims, experts)?;
-    Ok(Box::new(match args.shared_expert_intermediate_size {
-        Some(hidden) => moe.with_shared(w, dims, hidden)?,
-        None => moe,
-    }))
+    Ok(Box::new(moe.with_shared(w, dims, args.shared_expert_intermediate_size)?))
 }

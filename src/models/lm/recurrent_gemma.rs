@@ -89,11 +89,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().transpose("*.conv_1d.weight [_, 1, _]", &[0, 2, 1]);
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+    Rules::new().transpose("*.conv_1d.weight [_, 1, _]", &[0, 2, 1]).tied_head(args.tie_word_embeddings)
 }
 
 /// The gated linear recurrent unit: each channel decays as its gate says.

@@ -51,10 +51,10 @@ impl Args {
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
     let by_head = [-1, args.head_dim];
-    let rules = ["k_k", "k_a", "r_k", "g_norm.weight", "g_norm.bias"]
+    ["k_k", "k_a", "r_k", "g_norm.weight", "g_norm.bias"]
         .into_iter()
-        .fold(Rules::new(), |rules, name| rules.reshape(&format!("*.attn.{name}"), &by_head));
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .fold(Rules::new(), |rules, name| rules.reshape(&format!("*.attn.{name}"), &by_head))
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// Two layers through a few features.

@@ -82,10 +82,10 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .rename("model.embed_tokens.*", "model.embedding.*");
-    if args.tie_word_embeddings { rules.drop("lm_head.*", "tied to the embeddings") } else { rules }
+        .rename("model.embed_tokens.*", "model.embedding.*")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
