@@ -1,6 +1,6 @@
 //! Normalisation layers.
 
-use super::Module;
+use super::{Module, join};
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -13,8 +13,8 @@ pub struct RmsNorm {
     pub weight: Array,
     /// Added to the mean square.
     pub eps: f32,
-    /// Whether the factor is `weight + 1`.
-    pub plus_one: bool,
+    /// Added to the weight for the factor.
+    pub offset: f32,
 }
 
 parameters!(RmsNorm { weight });
@@ -22,12 +22,12 @@ parameters!(RmsNorm { weight });
 impl RmsNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        fast::rms_norm(x, Some(&factor(&self.weight, self.plus_one)?), self.eps)
+        fast::rms_norm(x, Some(&factor(&self.weight, self.offset)?), self.eps)
     }
 
-    /// With `weight + 1` as the factor.
-    pub fn plus_one(self) -> Self {
-        Self { plus_one: true, ..self }
+    /// With `weight + offset` as the factor.
+    pub fn shifted(self, offset: f32) -> Self {
+        Self { offset, ..self }
     }
 }
 
@@ -40,8 +40,8 @@ pub struct LayerNorm {
     pub bias: Option<Array>,
     /// Added to the variance.
     pub eps: f32,
-    /// Whether the factor is `weight + 1`.
-    pub plus_one: bool,
+    /// Added to the weight for the factor.
+    pub offset: f32,
 }
 
 parameters!(LayerNorm { weight, bias });
@@ -49,18 +49,18 @@ parameters!(LayerNorm { weight, bias });
 impl LayerNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        let weight = self.weight.as_ref().map(|weight| factor(weight, self.plus_one)).transpose()?;
+        let weight = self.weight.as_ref().map(|weight| factor(weight, self.offset)).transpose()?;
         fast::layer_norm(x, weight.as_ref(), self.bias.as_ref(), self.eps)
     }
 
-    /// With `weight + 1` as the factor.
-    pub fn plus_one(self) -> Self {
-        Self { plus_one: true, ..self }
+    /// With `weight + offset` as the factor.
+    pub fn shifted(self, offset: f32) -> Self {
+        Self { offset, ..self }
     }
 }
 
-fn factor(weight: &Array, plus_one: bool) -> Result<Array> {
-    if plus_one { weight + 1.0 } else { Ok(weight.clone()) }
+fn factor(weight: &Array, offset: f32) -> Result<Array> {
+    if offset == 0.0 { Ok(weight.clone()) } else { weight + offset }
 }
 
 /// One of the norms, where a config or an architecture says which.
@@ -72,6 +72,8 @@ pub enum Norm {
     Layer(LayerNorm),
     /// [`LayerNorm`] of `[batch, heads, length, head_dim]`, whose weight is `[heads, head_dim]` (Cohere).
     PerHead(LayerNorm),
+    /// The same with a weight `norms.i`, `[head_dim]`, for each head (StableLM 2).
+    EachHead(Vec<LayerNorm>),
     /// Root-mean-square normalisation without a weight.
     Plain {
         /// Added to the mean square.
@@ -88,6 +90,12 @@ impl Norm {
             Norm::PerHead(norm) => {
                 let x = fast::layer_norm(x, None, None, norm.eps)?;
                 norm.weight.as_ref().map_or(Ok(x.clone()), |weight| x * ops::expand_dims(weight, 1)?)
+            }
+            Norm::EachHead(norms) => {
+                let weights: Vec<&Array> = norms.iter().filter_map(|norm| norm.weight.as_ref()).collect();
+                let weight = Some(ops::stack(weights, 0)?);
+                let eps = norms.first().map_or(0.0, |norm| norm.eps);
+                Norm::PerHead(LayerNorm { weight, bias: None, eps, offset: 0.0 }).forward(x)
             }
             Norm::Plain { eps } => fast::rms_norm(x, None, *eps),
         }
@@ -106,7 +114,7 @@ impl Norm {
     /// The factor and what is added to the mean square, of an RMS norm with a weight.
     pub(crate) fn rms(&self) -> Result<Option<(Array, f32)>> {
         match self {
-            Norm::Rms(norm) => Ok(Some((factor(&norm.weight, norm.plus_one)?, norm.eps))),
+            Norm::Rms(norm) => Ok(Some((factor(&norm.weight, norm.offset)?, norm.eps))),
             _ => Ok(None),
         }
     }
@@ -129,6 +137,7 @@ impl Module for Norm {
         match self {
             Norm::Rms(norm) => norm.visit(path, f),
             Norm::Layer(norm) | Norm::PerHead(norm) => norm.visit(path, f),
+            Norm::EachHead(norms) => norms.visit(&join(path, "norms"), f),
             Norm::Plain { .. } => {}
         }
     }
@@ -136,6 +145,7 @@ impl Module for Norm {
         match self {
             Norm::Rms(norm) => norm.visit_mut(path, f),
             Norm::Layer(norm) | Norm::PerHead(norm) => norm.visit_mut(path, f),
+            Norm::EachHead(norms) => norms.visit_mut(&join(path, "norms"), f),
             Norm::Plain { .. } => {}
         }
     }
@@ -144,18 +154,18 @@ impl Module for Norm {
 impl Weights {
     /// The RMS norm `name` of so many features.
     pub fn rms_norm(&self, name: &str, dims: i32, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps, plus_one: false })
+        Ok(RmsNorm { weight: self.pp(name).get_shaped("weight", &[dims])?, eps, offset: 0.0 })
     }
 
     /// The RMS norm `name`, whose factor is `1 + weight`.
     pub fn shifted_norm(&self, name: &str, dims: i32, eps: f32) -> Result<Norm> {
-        Ok(Norm::Rms(self.rms_norm(name, dims, eps)?.plus_one()))
+        Ok(Norm::Rms(self.rms_norm(name, dims, eps)?.shifted(1.0)))
     }
 
     /// The layer norm `name` of so many features, with a weight and a bias where the checkpoint has them.
     pub fn layer_norm(&self, name: &str, dims: i32, eps: f32) -> Result<LayerNorm> {
         let w = self.pp(name);
         let part = |part| w.contains(part).then(|| w.get_shaped(part, &[dims])).transpose();
-        Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps, plus_one: false })
+        Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps, offset: 0.0 })
     }
 }

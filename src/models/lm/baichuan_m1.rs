@@ -7,33 +7,24 @@ use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, AttentionNames, Block, Decoder, Mixer, Mlp, Names, Qkv, attend, merge_heads, unpadded,
+    Attention, AttentionNames, Block, Decoder, Mixer, Mlp, Qkv, Sizes, attend, merge_heads, unpadded,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Module, Rope, RopeConfig, join};
 use crate::ops;
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
+    #[serde(flatten)]
+    sizes: Sizes,
     sliding_window: i32,
     sliding_window_layers: Vec<usize>,
     conv_window: i32,
-    rms_norm_eps: f32,
     /// Of the layers with a window; by default as of the others.
     num_swa_attention_heads: Option<i32>,
     /// Of the layers with a window; by default as of the others.
     num_swa_key_value_heads: Option<i32>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -41,17 +32,12 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let [all, sliding] = [false, true].map(|slides| self.heads(slides));
-        let taps = self.conv_window;
-        Checks::new("baichuan_m1")
-            .size("vocab_size", self.vocab_size)
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        let ([heads, kv_heads], taps) = (self.heads(true), self.conv_window);
+        self.sizes
+            .checks("baichuan_m1")
             .size("sliding_window", self.sliding_window)
-            .heads(all[0], all[1], None, self.hidden_size)
-            .heads(sliding[0], sliding[1], None, self.hidden_size)
+            .heads(heads, kv_heads, None, self.sizes.hidden_size)
             .that(taps == 2, || format!("`conv_window` is {taps}: only 2 is supported"))
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
 
@@ -59,19 +45,18 @@ impl Args {
     fn heads(&self, slides: bool) -> [i32; 2] {
         let own = |count: Option<i32>| count.filter(|&count| slides && count != 0);
         [
-            own(self.num_swa_attention_heads).unwrap_or(self.num_attention_heads),
-            own(self.num_swa_key_value_heads).unwrap_or(self.num_key_value_heads),
+            own(self.num_swa_attention_heads).unwrap_or(self.sizes.num_attention_heads),
+            own(self.num_swa_key_value_heads).unwrap_or(self.sizes.kv_heads()),
         ]
     }
 }
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
-    match args.tie_word_embeddings {
-        true => rules.drop("lm_head.*", "tied to the embeddings"),
+    match args.sizes.tie_word_embeddings {
+        Some(true) => args.sizes.rules(),
         // Quantized rows are shorter, and normalized before.
-        false => rules.normalize(&format!("lm_head.weight [_, {}]", args.hidden_size), -1),
+        _ => args.sizes.rules().normalize(&format!("lm_head.weight [_, {}]", args.sizes.hidden_size), -1),
     }
 }
 
@@ -81,22 +66,13 @@ pub type Model = Decoder<Block<ConvAttention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        Ok(Block::new(
-            attention(args, i, &w.pp("self_attn"))?,
-            Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, Activation::Silu)?,
-            w.rms_norm("input_layernorm", dims, eps)?,
-            w.rms_norm("post_attention_layernorm", dims, eps)?,
-        ))
-    })
+    let sizes = &args.sizes;
+    sizes.decoder(w, |i, w| sizes.block(w, attention(args, i, &w.pp("self_attn"))?, sizes.mlp(&w.pp("mlp"))?))
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<ConvAttention> {
     let slides = args.sliding_window_layers.contains(&layer);
-    let ([heads, kv_heads], dims) = (args.heads(slides), args.hidden_size);
+    let ([heads, kv_heads], dims) = (args.heads(slides), args.sizes.hidden_size);
     let (head_dim, names) = (dims / heads, AttentionNames::fused("W_pack", "o_proj"));
     let taps = |name| w.get_shaped(name, &[1, 1, kv_heads, 1, args.conv_window]);
     Ok(ConvAttention {

@@ -6,36 +6,28 @@ use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, AttentionNames, Block, BlockNames, Decoder, ExpertCount, FeedForward, Groups, Mlp, Moe,
-    MoeNames, Names, Qkv, Routing, Scoring,
+    Attention, AttentionNames, Block, BlockNames, Decoder, ExpertCount, FeedForward, Groups, Moe, MoeNames,
+    Names, Routing, Scoring, Sizes,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    intermediate_size: i32,
+    #[serde(flatten)]
+    pub(super) sizes: Sizes,
     moe_intermediate_size: i32,
     #[serde(flatten)]
     experts: ExpertCount,
     num_shared_experts: i32,
     norm_topk_prob: bool,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
     num_experts_per_tok: i32,
-    num_hidden_layers: usize,
-    rms_norm_eps: f32,
-    vocab_size: i32,
     #[serde(default)]
     first_k_dense_replace: usize,
     #[serde(default)]
     norm_head: bool,
     #[serde(default)]
     use_qk_norm: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     rotary_dim: Option<i32>,
     #[serde(default)]
     moe_router_enable_expert_bias: bool,
@@ -47,13 +39,17 @@ pub struct Args {
     moe_shared_expert_intermediate_size: Option<i32>,
     moe_router_enable_shared_expert: Option<bool>,
     #[serde(flatten)]
-    rope: RopeConfig,
+    pub(super) rope: RopeConfig,
 }
 
-const NAMES: Names =
-    Names { embed: "model.word_embeddings", layers: "model.layers", norm: "model.norm", head: "lm_head" };
+/// Where a checkpoint has the parts of the model.
+pub(super) const NAMES: Names = Names { embed: "model.word_embeddings", ..Names::LLAMA };
 
-const ATTENTION: AttentionNames = AttentionNames {
+/// Of a layer.
+pub(super) const BLOCK: BlockNames = BlockNames { mixer: "attention", ..BlockNames::LLAMA };
+
+/// Of its attention.
+pub(super) const ATTENTION: AttentionNames = AttentionNames {
     q_norm: "query_layernorm",
     k_norm: "key_layernorm",
     ..AttentionNames::fused("query_key_value", "dense")
@@ -62,16 +58,16 @@ const ATTENTION: AttentionNames = AttentionNames {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("bailing_moe")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        self.checks("bailing_moe").done()
+    }
+
+    /// What must hold; the config of `op` may have more to check.
+    pub(super) fn checks(&self, op: &'static str) -> Checks {
+        self.sizes
+            .checks(op)
             .size("moe_intermediate_size", self.moe_intermediate_size)
             .size("num_shared_experts", self.shared_size().unwrap_or(1))
-            .size("vocab_size", self.vocab_size)
-            .heads(self.num_attention_heads, self.num_key_value_heads, None, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
-            .eps("rms_norm_eps", self.rms_norm_eps)
-            .done()
     }
 
     fn shared_size(&self) -> Option<i32> {
@@ -92,17 +88,17 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let next = format!("model.layers.{}.*", args.num_hidden_layers);
-    let rules = Rules::new()
+    let next = format!("model.layers.{}.*", args.sizes.num_hidden_layers);
+    let rules = args
+        .sizes
+        .rules()
         .drop(next, "predicts the token after the next")
         .rename("*.mlp.gate.weight", "*.mlp.gate.gate_proj.weight")
         .rename("*.mlp.gate.bias", "*.mlp.gate.gate_proj.bias")
         .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    if args.tie_word_embeddings {
-        rules.drop("lm_head.*", "tied to the embeddings")
-    } else if args.norm_head {
+    if args.norm_head && args.sizes.tie_word_embeddings != Some(true) {
         // A quantized head has been normed before.
-        rules.normalize(&format!("lm_head.weight [_, {}]", args.hidden_size), 0)
+        rules.normalize(&format!("lm_head.weight [_, {}]", args.sizes.hidden_size), 0)
     } else {
         rules
     }
@@ -114,44 +110,39 @@ pub type Model = Decoder<Block<Attention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    let names = BlockNames { mixer: "attention", ..BlockNames::LLAMA };
-    Decoder::new(w, NAMES, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        let block = Block::new(
-            attention(args, &w.pp(names.mixer))?,
-            feed_forward(args, i, &w.pp(names.mlp))?,
-            w.rms_norm(names.norm1, dims, eps)?,
-            w.rms_norm(names.norm2, dims, eps)?,
-        );
-        Ok(Block { names, ..block })
+    args.sizes.named_decoder(w, NAMES, Sizes::norm, |i, w| {
+        let biased = args.moe_router_enable_expert_bias;
+        let mlp = args.feed_forward(i, &w.pp(BLOCK.mlp), biased)?;
+        args.sizes.named_block(w, BLOCK, attention(args, &w.pp(BLOCK.mixer))?, mlp)
     })
 }
 
 fn attention(args: &Args, w: &Weights) -> Result<Attention> {
-    let (dims, heads) = (args.hidden_size, args.num_attention_heads);
-    let head_dim = dims / heads;
-    let norm = |name| {
-        let norm = args.use_qk_norm.then(|| w.rms_norm(name, head_dim, args.rms_norm_eps)).transpose()?;
-        Ok(norm.map(Into::into))
-    };
-    let turning = args.rotary_dim.map_or_else(|| args.rope.dims(head_dim, 1.0), Ok)?;
+    let norm = |name| if args.use_qk_norm { args.sizes.heads_norm(w, name, 1) } else { Ok(None) };
+    let turning = args.rotary_dim.map_or_else(|| args.rope.dims(args.sizes.head_dim(), 1.0), Ok)?;
     Ok(Attention {
         q_norm: norm(ATTENTION.q_norm)?,
         k_norm: norm(ATTENTION.k_norm)?,
         rope: Some(Rope::new(turning, &args.rope, 10_000.0)?),
-        ..Attention::fused(w, ATTENTION, Qkv::Joined, dims, [heads, args.num_key_value_heads, head_dim])?
+        ..args.sizes.joined_attention(w, ATTENTION)?
     })
 }
 
-fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let dims = args.hidden_size;
-    if layer < args.first_k_dense_replace {
-        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+impl Args {
+    /// The feed-forward layer of a layer; if it has experts, `biased` says whether their choice is corrected.
+    pub(super) fn feed_forward(
+        &self,
+        layer: usize,
+        w: &Weights,
+        biased: bool,
+    ) -> Result<Box<dyn FeedForward>> {
+        if layer < self.first_k_dense_replace {
+            return Ok(Box::new(self.sizes.mlp(w)?));
+        }
+        let correction = biased.then_some("gate.expert_bias");
+        let names = MoeNames { gate: "gate.gate_proj", correction, ..MoeNames::DEEPSEEK };
+        let (dims, experts) = (self.sizes.hidden_size, [self.experts.get(), self.moe_intermediate_size]);
+        let moe = Moe::new(w, names, self.routing(), dims, experts)?;
+        Ok(Box::new(moe.with_shared(w, dims, self.shared_size())?))
     }
-    let correction = args.moe_router_enable_expert_bias.then_some("gate.expert_bias");
-    let names = MoeNames { gate: "gate.gate_proj", correction, ..MoeNames::DEEPSEEK };
-    let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), args.moe_intermediate_size])?;
-    Ok(Box::new(moe.with_shared(w, dims, args.shared_size())?))
 }

@@ -106,7 +106,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
             return Ok(None);
         }
         let weight = Some(w.pp(name).get_shaped("weight", &[heads, head_dim])?);
-        Ok(Some(Norm::PerHead(LayerNorm { weight, bias: None, eps: args.layer_norm_eps, plus_one: false })))
+        Ok(Some(Norm::PerHead(LayerNorm { weight, bias: None, eps: args.layer_norm_eps, offset: 0.0 })))
     };
     let (slides, has_windows) = (args.slides(layer), args.has_windows());
     let rope = RopeConfig { rope_traditional: true, ..args.rope.clone() };

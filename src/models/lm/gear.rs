@@ -6,9 +6,8 @@ use crate::array::Array;
 use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, CausalConv, Decoder, LogitsScale, Mixer, Mlp, Names, Sandwich, sandwich, unpadded,
+    Attention, CausalConv, Decoder, LogitsScale, Mixer, Mlp, Names, Sandwich, Sizes, sandwich, unpadded,
 };
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Norm, Rope, RopeConfig};
@@ -17,14 +16,8 @@ use crate::{ops, parameters};
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: i32,
-    rms_norm_eps: f32,
+    #[serde(flatten)]
+    sizes: Sizes,
     /// By default all layers see all positions.
     layer_types: Option<Vec<LayerType>>,
     #[serde(default = "gelu")]
@@ -36,8 +29,6 @@ pub struct Args {
     conv_kernel: i32,
     #[serde(default = "local_base")]
     rope_local_base_freq: f64,
-    #[serde(default = "yes")]
-    tie_word_embeddings: bool,
     final_logit_softcapping: Option<f32>,
     attn_logit_softcapping: Option<f32>,
     #[serde(default)]
@@ -70,29 +61,17 @@ fn local_base() -> f64 {
     10_000.0
 }
 
-fn yes() -> bool {
-    true
-}
-
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("gear")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
+        self.sizes
+            .checks("gear")
             .size("sliding_window", self.sliding_window)
             .size("conv_L_cache", self.conv_kernel)
-            .heads(self.num_attention_heads, self.kv_heads(), Some(self.head_dim), self.hidden_size)
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
+            .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
             .that(!self.use_bidirectional_attention, || "attention is bidirectional".to_owned())
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .eps("query_pre_attn_scalar", self.query_pre_attn_scalar.unwrap_or(1.0))
             .done()
-    }
-
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
     fn layer_type(&self, layer: usize) -> LayerType {
@@ -102,11 +81,11 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
+    args.sizes
+        .tied()
+        .rules()
         .drop("*embed_scale", "computed from the config")
         .transpose("*_conv.weight [_, 1, _]", &[0, 2, 1])
-        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -115,20 +94,16 @@ pub type Model = Decoder<Sandwich<Box<dyn Mixer>, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| w.shifted_norm(name, dims, eps);
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        let norm = |name: &str| w.shifted_norm(name, dims, eps);
-        let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_activation)?;
-        if args.layer_type(i) == LayerType::ConvMixer {
-            let mixer = Box::new(GatedConv::new(args, &w.pp("local_mixer"))?);
-            return Ok(
-                Sandwich::new(mixer as Box<dyn Mixer>, mlp, sandwich::GEMMA, norm)?.mixed_by("local_mixer")
-            );
-        }
-        let mixer = Box::new(attention(args, i, &w.pp("self_attn"))?);
-        Sandwich::new(mixer as Box<dyn Mixer>, mlp, sandwich::GEMMA, norm)
+    let sizes = &args.sizes.tied();
+    let (dims, hidden) = (sizes.hidden_size, sizes.intermediate_size);
+    let model = sizes.named_decoder(w, Names::LLAMA, Sizes::shifted_norm, |i, w| {
+        let (name, mixer): (_, Box<dyn Mixer>) = match args.layer_type(i) {
+            LayerType::ConvMixer => ("local_mixer", Box::new(GatedConv::new(args, &w.pp("local_mixer"))?)),
+            _ => ("self_attn", Box::new(attention(args, i, &w.pp("self_attn"))?)),
+        };
+        let mlp = Mlp::new(&w.pp("mlp"), dims, hidden, args.hidden_activation)?;
+        let norm = |name: &str| sizes.shifted_norm(w, name);
+        Ok(Sandwich::new(mixer, mlp, sandwich::GEMMA, norm)?.mixed_by(name))
     })?;
     let logits =
         LogitsScale { cap: args.final_logit_softcapping.filter(|&cap| cap != 0.0), ..LogitsScale::default() };
@@ -136,8 +111,8 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let head_dim = args.head_dim;
-    let norm = |name| Ok(Some(w.shifted_norm(name, head_dim, args.rms_norm_eps)?));
+    let (sizes, head_dim) = (&args.sizes, args.sizes.head_dim());
+    let norm = |name| Ok(Some(w.shifted_norm(name, head_dim, sizes.rms_norm_eps)?));
     let slides = args.layer_type(layer) == LayerType::SlidingAttention;
     let local = RopeConfig { rope_theta: Some(args.rope_local_base_freq), ..RopeConfig::default() };
     Ok(Attention {
@@ -147,7 +122,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         scale: args.query_pre_attn_scalar.unwrap_or(head_dim as f32).powf(-0.5),
         cap: args.attn_logit_softcapping.filter(|&cap| cap != 0.0),
         window: slides.then_some(args.sliding_window),
-        ..Attention::new(w, args.hidden_size, args.num_attention_heads, args.kv_heads(), head_dim)?
+        ..sizes.attention(w)?
     })
 }
 
@@ -170,9 +145,9 @@ parameters!(GatedConv { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, key_conv
 
 impl GatedConv {
     fn new(args: &Args, w: &Weights) -> Result<Self> {
-        let (dims, heads, kv_heads) = (args.hidden_size, args.num_attention_heads, args.kv_heads());
-        let [width, kv_width] = [heads, kv_heads].map(|heads| heads * args.head_dim);
-        let norm = |name| w.shifted_norm(name, args.head_dim, args.rms_norm_eps);
+        let (dims, [heads, kv_heads, head_dim]) = (args.sizes.hidden_size, args.sizes.heads());
+        let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let norm = |name| w.shifted_norm(name, head_dim, args.sizes.rms_norm_eps);
         Ok(Self {
             q_proj: w.linear("q_proj", dims, width)?,
             k_proj: w.linear("k_proj", dims, kv_width)?,

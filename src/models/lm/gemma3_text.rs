@@ -3,77 +3,31 @@
 
 use serde::Deserialize;
 
+use super::gemma2::Base;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
-use crate::models::blocks::{Attention, Decoder, LayerType, LogitsScale, Mlp, Names, Sandwich, sandwich};
-use crate::nn::activations::Activation;
-use crate::nn::{Rope, RopeConfig};
+use crate::models::blocks::{Attention, LayerType};
+use crate::nn::Rope;
 
 /// The config.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Args {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: i32,
-    rms_norm_eps: f32,
-    hidden_activation: Option<Activation>,
+    #[serde(flatten)]
+    base: Base,
     pub(super) vocab_size: Option<i32>,
-    query_pre_attn_scalar: f32,
     attn_logit_softcapping: Option<f32>,
     final_logit_softcapping: Option<f32>,
-    sliding_window: Option<i32>,
     /// Every so many layers one sees all positions, where there are no `layer_types`.
     sliding_window_pattern: Option<usize>,
-    layer_types: Option<Vec<LayerType>>,
     rope_local_base_freq: Option<f64>,
-    #[serde(flatten)]
-    rope: RopeConfig,
-}
-
-impl Default for Args {
-    fn default() -> Self {
-        Self {
-            hidden_size: 2304,
-            num_hidden_layers: 26,
-            intermediate_size: 9216,
-            num_attention_heads: 8,
-            num_key_value_heads: 4,
-            head_dim: 256,
-            rms_norm_eps: 1e-6,
-            hidden_activation: None,
-            vocab_size: None,
-            query_pre_attn_scalar: 256.0,
-            attn_logit_softcapping: None,
-            final_logit_softcapping: None,
-            sliding_window: Some(4096),
-            sliding_window_pattern: None,
-            layer_types: None,
-            rope_local_base_freq: None,
-            rope: RopeConfig::default(),
-        }
-    }
 }
 
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("gemma3_text")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size())
-            .size("sliding_window", self.sliding_window.unwrap_or(1))
-            .heads(self.num_attention_heads, self.num_key_value_heads, Some(self.head_dim), self.hidden_size)
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
-            .eps("query_pre_attn_scalar", self.query_pre_attn_scalar)
-            .eps("attn_logit_softcapping", self.attn_logit_softcapping.unwrap_or(1.0))
-            .eps("final_logit_softcapping", self.final_logit_softcapping.unwrap_or(1.0))
-            .done()
+        let caps = [self.attn_logit_softcapping, self.final_logit_softcapping];
+        self.base.checks("gemma3_text", self.vocab_size(), caps).done()
     }
 
     fn vocab_size(&self) -> i32 {
@@ -81,7 +35,7 @@ impl Args {
     }
 
     fn slides(&self, layer: usize) -> bool {
-        match &self.layer_types {
+        match &self.base.layer_types {
             Some(types) => types[layer] == LayerType::SlidingAttention,
             None => !(layer + 1).is_multiple_of(self.sliding_window_pattern.unwrap_or(6)),
         }
@@ -93,40 +47,27 @@ pub fn rules(_: &Args) -> Rules {
     Rules::new().drop("*.rotary_emb.*", "computed from the config")
 }
 
-/// The model.
-pub type Model = Decoder<Sandwich<Attention, Mlp>>;
+pub use super::gemma2::Model;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let act = args.hidden_activation.unwrap_or(Activation::GeluTanh);
-    let norm = |name: &str| w.shifted_norm(name, dims, eps);
-    let (layers, vocab_size) = (args.num_hidden_layers, args.vocab_size());
-    let model = Decoder::new(w, Names::LLAMA, [vocab_size, dims], None, norm, layers, |i, w| {
-        let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, act)?;
-        let norm = |name: &str| w.shifted_norm(name, dims, eps);
-        Sandwich::new(attention(args, i, &w.pp("self_attn"))?, mlp, sandwich::GEMMA, norm)
-    })?;
-    let logits = LogitsScale { cap: args.final_logit_softcapping, ..LogitsScale::default() };
-    Ok(Decoder { embed_scale: Some((dims as f32).sqrt()), logits, ..model })
+    args.base.model(w, args.vocab_size(), None, args.final_logit_softcapping, |i, w| attention(args, i, w))
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (heads, kv_heads, head_dim) = (args.num_attention_heads, args.num_key_value_heads, args.head_dim);
-    let norm = |name| w.shifted_norm(name, head_dim, args.rms_norm_eps).map(Some);
-    let slides = args.slides(layer);
+    let (base, head_dim, slides) = (&args.base, args.base.head_dim, args.slides(layer));
+    let norm = |name| w.shifted_norm(name, head_dim, base.rms_norm_eps).map(Some);
     let rope = match slides {
-        true => args.rope.sliding(args.rope_local_base_freq.unwrap_or(10_000.0)),
-        false => args.rope.full(),
+        true => base.rope.sliding(args.rope_local_base_freq.unwrap_or(10_000.0)),
+        false => base.rope.full(),
     };
     Ok(Attention {
         q_norm: norm("q_norm")?,
         k_norm: norm("k_norm")?,
         rope: Some(Rope::new(head_dim, &rope, 1_000_000.0)?),
-        scale: args.query_pre_attn_scalar.powf(-0.5),
         cap: args.attn_logit_softcapping,
-        window: args.sliding_window.filter(|_| slides),
-        ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
+        window: base.sliding_window.filter(|_| slides),
+        ..base.attention(w)?
     })
 }

@@ -3,13 +3,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::qwen3_moe::MlpType;
 use crate::array::Array;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, Decoder, ExpertCount, FeedForward, GatedAttention, LayerType, Mixer, Mlp, Moe,
+    Attention, Block, Decoder, ExpertCount, FeedForward, GatedAttention, LayerType, Mixer, Mlp, MlpType, Moe,
     MoeNames, Names, Routing, Scoring,
 };
 use crate::nn::activations::Activation;

@@ -2,15 +2,14 @@
 
 use serde::Deserialize;
 
-use super::qwen3_moe::MlpType;
 use crate::array::{Array, Dtype, Index::Ellipsis};
 use crate::cache::{LayerCache, Mask, Masks, Offset};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::{Error, Result};
 use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, BlockNames, Decoder, ExpertCount, FeedForward, Mixer, Mlp, Moe, MoeNames, Names,
-    Routing, Scoring, attend, merge_heads, split_heads,
+    Attention, Block, BlockNames, Decoder, ExpertCount, FeedForward, Mixer, Mlp, MlpType, Moe, MoeNames,
+    Names, Routing, Scoring, attend, merge_heads, split_heads,
 };
 use crate::nn::activations::{Activation, clamped_swiglu};
 use crate::nn::{Linear, Norm, Rope, RopeConfig};

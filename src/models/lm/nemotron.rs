@@ -55,15 +55,15 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let head_dim = args.head_dim.unwrap_or(dims / heads);
     let rope = Rope::new(args.rope.dims(head_dim, 0.5)?, &args.rope, 10_000.0)?;
     let act = args.hidden_act.unwrap_or(Activation::Relu2);
-    let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.plus_one().into());
+    let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.shifted(1.0).into());
     let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
     Decoder::new(w, Names::LLAMA, sizes, tied, norm, args.num_hidden_layers, |_, w| {
         let attention = Attention::new(&w.pp("self_attn"), dims, heads, args.num_key_value_heads, head_dim)?;
         Ok(Block::new(
             Attention { rope: Some(rope.clone()), ..attention },
             PlainMlp::new(&w.pp("mlp"), ["up_proj", "down_proj"], dims, args.intermediate_size, act)?,
-            w.layer_norm("input_layernorm", dims, eps)?.plus_one(),
-            w.layer_norm("post_attention_layernorm", dims, eps)?.plus_one(),
+            w.layer_norm("input_layernorm", dims, eps)?.shifted(1.0),
+            w.layer_norm("post_attention_layernorm", dims, eps)?.shifted(1.0),
         ))
     })
 }

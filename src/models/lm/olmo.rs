@@ -104,7 +104,7 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, heads, kv_heads) = (args.d_model, args.n_heads, args.kv_heads());
-    let norm = || LayerNorm { weight: None, bias: None, eps: 1e-5, plus_one: false };
+    let norm = || LayerNorm { weight: None, bias: None, eps: 1e-5, offset: 0.0 };
     let rope = Rope::new(dims / heads, &args.rope, 10_000.0)?;
     let (tokens, tied) = (args.tokens(), Some(args.weight_tying));
     Decoder::new(

@@ -5,32 +5,24 @@ use serde::Deserialize;
 use crate::array::{Array, Dtype};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, BlockNames, Decoder, ExpertCount, FeedForward, Names, Routing, Scoring, SwitchGlu,
-    weighted_sum,
+    Attention, Block, BlockNames, Decoder, ExpertCount, FeedForward, Names, Routing, Scoring, Sizes,
+    SwitchGlu, weighted_sum,
 };
-use crate::nn::{Linear, Rope, RopeConfig};
+use crate::nn::{Linear, Norm, Rope, RopeConfig};
 use crate::{ops, parameters};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    rms_norm_eps: f32,
+    #[serde(flatten)]
+    sizes: Sizes,
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
     #[serde(default = "jitter")]
     router_jitter_noise: f32,
     sliding_window: Option<i32>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -43,23 +35,18 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let routing = Routing::new(self.num_experts_per_tok, Scoring::Softmax);
-        Checks::new("phimoe")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
-            .size("vocab_size", self.vocab_size)
+        self.sizes
+            .checks("phimoe")
             .size("sliding_window", self.sliding_window.unwrap_or(1))
-            .heads(self.num_attention_heads, self.num_key_value_heads, None, self.hidden_size)
             .routing(self.experts.get(), &routing)
-            .eps("rms_norm_eps", self.rms_norm_eps)
             .done()
     }
 }
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    Rules::new()
-        .stack_experts("*.block_sparse_moe.experts", "*.block_sparse_moe.switch_mlp")
-        .tied_head(args.tie_word_embeddings)
+    let [from, to] = ["experts", "switch_mlp"].map(|name| format!("*.block_sparse_moe.{name}"));
+    args.sizes.rules().stack_experts(&from, &to)
 }
 
 /// The model.
@@ -68,29 +55,28 @@ pub type Model = Decoder<Block<Attention, SparseMixer>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    let names = BlockNames::MIXTRAL;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |_, w| {
+    let (sizes, names) = (&args.sizes, BlockNames::MIXTRAL);
+    sizes.named_decoder(w, Names::LLAMA, norm, |_, w| {
         let block = Block::new(
             attention(args, &w.pp(names.mixer))?,
             SparseMixer::new(args, &w.pp(names.mlp))?,
-            w.layer_norm(names.norm1, dims, eps)?,
-            w.layer_norm(names.norm2, dims, eps)?,
+            norm(sizes, w, names.norm1)?,
+            norm(sizes, w, names.norm2)?,
         );
         Ok(Block { names, ..block })
     })
 }
 
+fn norm(sizes: &Sizes, w: &Weights, name: &str) -> Result<Norm> {
+    Ok(w.layer_norm(name, sizes.hidden_size, sizes.rms_norm_eps)?.into())
+}
+
 fn attention(args: &Args, w: &Weights) -> Result<Attention> {
-    let (dims, heads) = (args.hidden_size, args.num_attention_heads);
-    let head_dim = dims / heads;
     Ok(Attention {
-        rope: Some(Rope::new(head_dim, &args.rope, 10_000.0)?),
+        rope: Some(Rope::new(args.sizes.head_dim(), &args.rope, 10_000.0)?),
         window: args.sliding_window,
         keeps_all: true,
-        ..Attention::new(w, dims, heads, args.num_key_value_heads, head_dim)?
+        ..args.sizes.attention(w)?
     })
 }
 
@@ -109,10 +95,10 @@ parameters!(SparseMixer { gate, switch_mlp });
 
 impl SparseMixer {
     fn new(args: &Args, w: &Weights) -> Result<Self> {
-        let (dims, experts) = (args.hidden_size, args.experts.get());
+        let (dims, experts) = (args.sizes.hidden_size, args.experts.get());
         Ok(Self {
             gate: w.linear("gate", dims, experts)?,
-            switch_mlp: SwitchGlu::new(&w.pp("switch_mlp"), experts, dims, args.intermediate_size)?,
+            switch_mlp: SwitchGlu::new(&w.pp("switch_mlp"), experts, dims, args.sizes.intermediate_size)?,
             top_k: args.num_experts_per_tok,
             jitter: args.router_jitter_noise,
         })

@@ -12,8 +12,8 @@ use crate::models::blocks::{
 };
 use crate::models::{Checks, stage};
 use crate::nn::activations::Activation;
-use crate::nn::{Rope, RopeConfig};
-use crate::{fast, parameters};
+use crate::nn::{RmsNorm, Rope, RopeConfig};
+use crate::parameters;
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,31 +85,15 @@ pub fn rules(args: &Args) -> Rules {
     Rules::new().tied_head(args.tie_word_embeddings)
 }
 
-/// An RMS norm whose factor is `weight + offset`.
-#[derive(Debug)]
-struct OffsetNorm {
-    weight: Array,
-    offset: f32,
-    eps: f32,
-}
-
-parameters!(OffsetNorm { weight });
-
-impl OffsetNorm {
-    fn forward(&self, x: &Array) -> Result<Array> {
-        fast::rms_norm(x, Some(&(&self.weight + self.offset)?), self.eps)
-    }
-}
-
 /// A layer with norms on both sides of each branch.
 #[derive(Debug)]
 pub struct Block<M> {
     mixer: M,
     mlp: Mlp,
-    pre_mixer_norm: OffsetNorm,
-    post_mixer_norm: OffsetNorm,
-    pre_mlp_norm: OffsetNorm,
-    post_mlp_norm: OffsetNorm,
+    pre_mixer_norm: RmsNorm,
+    post_mixer_norm: RmsNorm,
+    pre_mlp_norm: RmsNorm,
+    post_mlp_norm: RmsNorm,
     /// How many positions the memory has, where this is not the mixer's window.
     window: Option<i32>,
 }
@@ -119,9 +103,7 @@ parameters!(<M: Mixer> Block<M> { mixer, mlp, pre_mixer_norm, post_mixer_norm, p
 impl<M: Mixer> Block<M> {
     /// Reads a layer of `dims` features with `hidden` between the projections of its feed-forward layer.
     pub fn new(w: &Weights, mixer: M, [dims, hidden]: [i32; 2], eps: f32) -> Result<Self> {
-        let norm = |name: &str, offset: f32| -> Result<OffsetNorm> {
-            Ok(OffsetNorm { weight: w.pp(name).get_shaped("weight", &[dims])?, offset, eps })
-        };
+        let norm = |name, offset| w.rms_norm(name, dims, eps).map(|norm| norm.shifted(offset));
         Ok(Self {
             mixer,
             mlp: Mlp::fused(&w.pp("mlp"), dims, hidden, Activation::Silu)?,

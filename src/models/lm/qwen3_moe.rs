@@ -6,7 +6,8 @@ use serde::Deserialize;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::blocks::{
-    Attention, Block, Decoder, ExpertCount, FeedForward, LayerType, Moe, MoeNames, Routing, Scoring, Sizes,
+    Attention, Block, Decoder, ExpertCount, FeedForward, LayerType, MlpType, Moe, MoeNames, Routing, Scoring,
+    Sizes,
 };
 use crate::nn::{Rope, RopeConfig};
 
@@ -36,16 +37,6 @@ pub struct Args {
     max_window_layers: usize,
     #[serde(flatten)]
     rope: RopeConfig,
-}
-
-/// Whether a layer has experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MlpType {
-    /// It has none.
-    Dense,
-    /// It has.
-    Sparse,
 }
 
 fn one() -> usize {

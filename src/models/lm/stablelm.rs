@@ -2,17 +2,12 @@
 
 use serde::Deserialize;
 
-use crate::array::Array;
-use crate::cache::{LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
-use crate::models::blocks::{
-    Attention, Block, BlockNames, Decoder, Mixer, Mlp, Names, Order, attend, merge_heads,
-};
+use crate::models::blocks::{Attention, AttentionNames, Block, Decoder, Mlp, Names, Order};
 use crate::nn::activations::Activation;
-use crate::nn::{Norm, Rope, RopeConfig};
-use crate::{fast, ops, parameters};
+use crate::nn::{LayerNorm, Norm, Rope, RopeConfig};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -52,96 +47,46 @@ pub fn rules(_: &Args) -> Rules {
     Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config")
 }
 
-/// Layer normalisation of each head, with a factor of its own.
-#[derive(Debug)]
-struct HeadNorms {
-    norms: Vec<HeadNorm>,
-    eps: f32,
-}
-
-#[derive(Debug)]
-struct HeadNorm {
-    weight: Array,
-}
-
-parameters!(HeadNorms { norms });
-parameters!(HeadNorm { weight });
-
-impl HeadNorms {
-    fn new(w: &Weights, heads: i32, head_dim: i32, eps: f32) -> Result<Self> {
-        let norm = |i| Ok(HeadNorm { weight: w.pp("norms").pp(i).get_shaped("weight", &[head_dim])? });
-        Ok(Self { norms: (0..heads).map(norm).collect::<Result<_>>()?, eps })
-    }
-
-    /// `[batch, heads, length, head_dim]` to the same shape.
-    fn forward(&self, x: &Array) -> Result<Array> {
-        let weights: Vec<&Array> = self.norms.iter().map(|norm| &norm.weight).collect();
-        let weights = ops::expand_dims(&ops::stack(weights, 0)?, 1)?;
-        fast::layer_norm(x, None, None, self.eps)? * weights
-    }
-}
-
-/// [`Attention`] with norms of queries and keys that differ from head to head.
-#[derive(Debug)]
-pub struct NormedAttention {
-    attention: Attention,
-    q_layernorm: Option<HeadNorms>,
-    k_layernorm: Option<HeadNorms>,
-}
-
-parameters!(NormedAttention { attention: "", q_layernorm, k_layernorm });
-
-impl Mixer for NormedAttention {
-    fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
-        let (Some(q_norm), Some(k_norm)) = (&self.q_layernorm, &self.k_layernorm) else {
-            return self.attention.forward(x, masks, cache);
-        };
-        let mask = masks.of(cache, None)?;
-        let [queries, keys, values] = self.attention.project(x)?;
-        let queries = self.attention.turn(&q_norm.forward(&queries)?, cache)?;
-        let keys = self.attention.turn(&k_norm.forward(&keys)?, cache)?;
-        let seen = cache.update(&keys, &values)?;
-        let out = attend(&queries, &seen, self.attention.scale, &mask, None)?;
-        self.attention.o_proj.forward(&merge_heads(&out)?)
-    }
-
-    fn make_cache(&self) -> Option<LayerCache> {
-        self.attention.make_cache()
-    }
-}
-
 /// The model.
-pub type Model = Decoder<Block<NormedAttention, Mlp>>;
+pub type Model = Decoder<Block<Attention, Mlp>>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps, heads) = (args.hidden_size, args.layer_norm_eps, args.num_attention_heads);
-    let (kv_heads, head_dim) = (args.num_key_value_heads, dims / heads);
-    let rope = Rope::new(args.rope.dims(head_dim, 0.25)?, &args.rope, 10_000.0)?;
+    let (dims, eps) = (args.hidden_size, args.layer_norm_eps);
     let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.into());
     let (sizes, layers) = ([args.vocab_size, dims], args.num_hidden_layers);
     Decoder::new(w, Names::LLAMA, sizes, Some(false), norm, layers, |_, w| {
-        let at = w.pp("self_attn");
-        let head_norms = |name, heads| {
-            args.qk_layernorm.then(|| HeadNorms::new(&at.pp(name), heads, head_dim, eps)).transpose()
+        let attention = attention(args, &w.pp("self_attn"))?;
+        let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?;
+        let norm1 = w.layer_norm("input_layernorm", dims, eps)?;
+        if args.use_parallel_residual {
+            let block = Block::new(attention, mlp, norm1.clone(), norm1);
+            return Ok(Block { norm2: None, order: Order::Parallel, ..block });
+        }
+        Ok(Block::new(attention, mlp, norm1, w.layer_norm("post_attention_layernorm", dims, eps)?))
+    })
+}
+
+fn attention(args: &Args, w: &Weights) -> Result<Attention> {
+    let (heads, kv_heads) = (args.num_attention_heads, args.num_key_value_heads);
+    let head_dim = args.hidden_size / heads;
+    let norm = |name: &str, heads: i32| -> Result<Option<Norm>> {
+        if !args.qk_layernorm {
+            return Ok(None);
+        }
+        let norms = w.pp(name).pp("norms");
+        let norm = |i| {
+            let weight = Some(norms.pp(i).get_shaped("weight", &[head_dim])?);
+            Ok(LayerNorm { weight, bias: None, eps: args.layer_norm_eps, offset: 0.0 })
         };
-        let attention = Attention::new(&at, dims, heads, kv_heads, head_dim)?;
-        let norm2 = |name| -> Result<Option<Norm>> {
-            (!args.use_parallel_residual).then(|| w.layer_norm(name, dims, eps).map(Norm::from)).transpose()
-        };
-        Ok(Block {
-            names: BlockNames::LLAMA,
-            mixer: NormedAttention {
-                attention: Attention { rope: Some(rope.clone()), ..attention },
-                q_layernorm: head_norms("q_layernorm", heads)?,
-                k_layernorm: head_norms("k_layernorm", kv_heads)?,
-            },
-            mlp: Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?,
-            norm1: w.layer_norm("input_layernorm", dims, eps)?.into(),
-            norm2: norm2("post_attention_layernorm")?,
-            order: if args.use_parallel_residual { Order::Parallel } else { Order::Sequential },
-            residual_scale: None,
-        })
+        Ok(Some(Norm::EachHead((0..heads).map(norm).collect::<Result<_>>()?)))
+    };
+    let names = AttentionNames { q_norm: "q_layernorm", k_norm: "k_layernorm", ..AttentionNames::LLAMA };
+    Ok(Attention {
+        q_norm: norm(names.q_norm, heads)?,
+        k_norm: norm(names.k_norm, kv_heads)?,
+        rope: Some(Rope::new(args.rope.dims(head_dim, 0.25)?, &args.rope, 10_000.0)?),
+        ..Attention::named(w, names, args.hidden_size, [heads, kv_heads, head_dim])?
     })
 }
