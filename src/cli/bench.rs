@@ -53,7 +53,7 @@ pub(super) struct SynthArgs {
     /// Weights that share a scale: 32, 64 or 128
     #[arg(long, value_name = "N", default_value_t = 64)]
     group_size: i32,
-    /// Directory to write, which is not there yet
+    /// Directory for the result; it must not be there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

@@ -10,7 +10,6 @@ use super::settings::CacheArgs;
 use super::{Outcome, check_interrupt, print, print_json};
 use crate::array::Dtype;
 use crate::cache::Cache;
-use crate::error::Error;
 use crate::generate::{Options, Tokens};
 use crate::models;
 
@@ -38,13 +37,16 @@ pub(super) struct MakeArgs {
     /// The file, which ends in .safetensors
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Compute in this floating dtype
+    /// Compute in this floating-point dtype instead of the checkpoint's
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
     cache: CacheArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -65,6 +67,12 @@ struct Report {
     metadata: BTreeMap<String, String>,
 }
 
+impl Report {
+    fn of(cache: &Cache, metadata: BTreeMap<String, String>) -> Self {
+        Self { tokens: cache.offset(), bytes: cache.nbytes(), layers: cache.describe(), metadata }
+    }
+}
+
 pub(super) fn run(command: &Command) -> Outcome {
     match command {
         Command::Make(args) => make(args),
@@ -78,9 +86,6 @@ fn make(args: &MakeArgs) -> Outcome {
     args.cache.check_length(&args.model, prompt.len())?;
     let mut model = models::load(&args.model)?;
     if let Some(dtype) = args.dtype {
-        if !dtype.is_floating() {
-            return Err(Error::argument("dtype", format!("{dtype} is not a floating-point dtype")).into());
-        }
         model.set_dtype(dtype)?;
     }
     let mut cache = args.cache.make_cache(&*model)?;
@@ -95,12 +100,16 @@ fn make(args: &MakeArgs) -> Outcome {
     drop(tokens);
     let metadata = BTreeMap::from([("model".to_owned(), args.model.display().to_string())]);
     cache.save(&args.out, &metadata)?;
-    print(format_args!("{} tokens, {} bytes\n", prompt.len(), cache.nbytes()))
+    let report = Report::of(&cache, metadata);
+    match args.json {
+        true => print_json(&report),
+        false => print(format_args!("{} tokens, {} bytes\n", report.tokens, report.bytes)),
+    }
 }
 
 fn info(args: &InfoArgs) -> Outcome {
     let (cache, metadata) = Cache::load(&args.file)?;
-    let report = Report { tokens: cache.offset(), bytes: cache.nbytes(), layers: cache.describe(), metadata };
+    let report = Report::of(&cache, metadata);
     if args.json {
         return print_json(&report);
     }

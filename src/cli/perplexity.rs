@@ -13,8 +13,8 @@ pub(super) struct Args {
     /// The checkpoint: a directory, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
-    /// The text
-    #[arg(long, value_name = "TEXT")]
+    /// The text, in UTF-8
+    #[arg(long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens of a sample
     #[arg(long, value_name = "N", default_value_t = PerplexitySettings::default().sequence_length)]

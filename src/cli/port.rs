@@ -17,7 +17,7 @@ pub(super) struct Args {
     /// Outputs of the source framework: a directory with expect.npz, or that file
     #[arg(long, value_name = "ORACLE")]
     oracle: PathBuf,
-    /// Directory for the result
+    /// Directory for the result; a second run goes on with what is there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Print the report as one JSON object

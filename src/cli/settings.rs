@@ -24,10 +24,10 @@ pub(super) struct SamplingArgs {
     /// Keep tokens at least this much as likely as the likeliest
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// But at least this many
+    /// Tokens that min-p keeps at least
     #[arg(long, value_name = "N", default_value_t = 1)]
     min_tokens_to_keep: i32,
-    /// How often XTC is applied
+    /// XTC: the probability that it is applied
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     xtc_probability: f32,
     /// XTC: of the tokens above this probability keep only the least likely
@@ -36,19 +36,19 @@ pub(super) struct SamplingArgs {
     /// Divide the logits of tokens that have occurred; 0 or 1 does nothing
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     repetition_penalty: f32,
-    /// In so many tokens before; 0 for all
+    /// Tokens before that the repetition penalty counts; 0 for all
     #[arg(long, value_name = "N", default_value_t = 20)]
     repetition_context_size: usize,
     /// Take this from the logits of tokens that have occurred
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     presence_penalty: f32,
-    /// In so many tokens before; 0 for all
+    /// Tokens before that the presence penalty counts; 0 for all
     #[arg(long, value_name = "N", default_value_t = 20)]
     presence_context_size: usize,
     /// Take this from the logit of a token for every time that it has occurred
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     frequency_penalty: f32,
-    /// In so many tokens before; 0 for all
+    /// Tokens before that the frequency penalty counts; 0 for all
     #[arg(long, value_name = "N", default_value_t = 20)]
     frequency_context_size: usize,
     /// Add to the logit of a token
@@ -109,10 +109,10 @@ pub(super) struct CacheArgs {
     /// Quantize keys and values to so many bits
     #[arg(long, value_name = "BITS")]
     kv_bits: Option<i32>,
-    /// In groups of this size
+    /// Keys and values that share a scale, with --kv-bits
     #[arg(long, value_name = "N", default_value_t = 64)]
     kv_group_size: i32,
-    /// Once there are so many tokens
+    /// Quantize them once there are so many tokens
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: usize,
     /// Keep so many positions at most: the first four and the last ones

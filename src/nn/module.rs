@@ -74,8 +74,12 @@ pub trait Module {
         self.set_parameters(&values)
     }
 
-    /// Casts every floating-point parameter to `dtype`. What is packed in integers stays.
+    /// Casts every floating-point parameter to `dtype`. What is packed in integers stays. Fails for a dtype
+    /// that is not floating-point.
     fn set_dtype(&mut self, dtype: Dtype) -> Result<()> {
+        if !dtype.is_floating() {
+            return Err(Error::argument("set_dtype", format!("{dtype} is not a floating-point dtype")));
+        }
         let mut result = Ok(());
         self.visit_mut("", &mut |_, array| {
             if result.is_ok() && array.dtype().is_floating() {

@@ -54,7 +54,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    if args.tied() { Rules::new().drop("lm_head.*", "tied to the embeddings") } else { Rules::new() }
+    Rules::new().tied_head(args.tied())
 }
 
 /// The model.
