@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// How codes become numbers: affine, mxfp4, mxfp8 or nvfp4
     #[arg(long, value_name = "M", requires = "quantize", value_parser = mode, default_value = "affine")]
     mode: QuantizationMode,
-    /// Bits by a recipe: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    /// Mix bits by a recipe
     #[arg(long, value_name = "RECIPE", requires = "quantize", conflicts_with = "bits")]
     predicate: Option<Recipe>,
     /// Make the matrices dense that are quantized
