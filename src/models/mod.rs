@@ -10,13 +10,11 @@ pub mod lm;
 pub mod probe;
 mod registry;
 mod status;
-mod text_args;
 
 pub use checks::Checks;
 pub use probe::stage;
 pub use registry::{MODEL_TYPES, architecture, load, load_weights, module_of};
 pub use status::{ModelStatus, model_statuses};
-pub use text_args::TextArgs;
 
 use crate::array::Array;
 use crate::cache::Cache;

@@ -177,6 +177,14 @@ impl Names {
     pub const LLAMA: Names =
         Names { embed: "model.embed_tokens", layers: "model.layers", norm: "model.norm", head: "lm_head" };
 
+    /// Those of GPT-2, and of what is built as it is.
+    pub const GPT2: Names = Names {
+        embed: "transformer.wte",
+        layers: "transformer.h",
+        norm: "transformer.ln_f",
+        head: "lm_head",
+    };
+
     /// Those of Mamba.
     pub const MAMBA: Names = Names {
         embed: "backbone.embeddings",

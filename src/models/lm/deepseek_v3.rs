@@ -175,14 +175,14 @@ pub fn rules(args: &Args) -> Rules {
 
 /// Rules of all models like this.
 pub(super) fn common_rules(args: &Args) -> Rules {
-    let rules = Rules::new()
+    Rules::new()
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .drop(
             format!("*.layers.{{#{}..}}.*", args.num_hidden_layers),
             "predict further tokens, for speculation",
         )
-        .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}");
-    if args.tie_word_embeddings { rules.drop("*lm_head.*", "tied to the embeddings") } else { rules }
+        .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

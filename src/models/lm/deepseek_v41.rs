@@ -10,17 +10,17 @@ use crate::cache::{Cache, KeysValues, LayerCache, Mask, Masks, Offset};
 use crate::checkpoint::{Encoding, Rules, Weights};
 use crate::error::{Error, Result};
 use crate::models::blocks::{
-    Decoder, DecoderLayer, FeedForward, Mlp, Moe, MoeNames, Names, Routing, Scoring, attend, merge_heads,
-    split_heads, top_k, weighted_sum,
+    Decoder, DecoderLayer, FeedForward, Mlp, Moe, MoeNames, Names, Routing, Scoring, TextConfig, attend,
+    merge_heads, split_heads, top_k, weighted_sum,
 };
-use crate::models::{Checks, LanguageModel, TextArgs, stage};
+use crate::models::{Checks, LanguageModel, stage};
 use crate::nn::activations::{Activation, swiglu};
 use crate::nn::{Linear, MultiLinear, RmsNorm, Rope, RopeConfig, RopeScaling};
 use crate::ops::PadMode;
 use crate::{fast, ops, parameters};
 
 /// The config.
-pub type Args = TextArgs<Text>;
+pub type Args = TextConfig<Text>;
 
 /// That of the language model.
 #[derive(Debug, Clone, Deserialize)]
@@ -111,7 +111,7 @@ impl Default for Text {
     }
 }
 
-impl TextArgs<Text> {
+impl TextConfig<Text> {
     /// Fails for sizes that no model has, and for models with an n-gram memory.
     pub fn check(&self) -> Result<()> {
         let args = &self.0;

@@ -59,18 +59,12 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let names = Names {
-        embed: "transformer.wte",
-        layers: "transformer.h",
-        norm: "transformer.ln_f",
-        head: "lm_head",
-    };
     let (dims, eps, heads) = (args.hidden_size, args.layer_norm_epsilon, args.num_attention_heads);
     let head_dim = args.head_dim.unwrap_or(dims / heads);
     let rope = Rope::new(head_dim, &args.rope, 10_000.0)?;
     let act = args.activation_function.unwrap_or_default();
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    Decoder::new(w, names, [args.vocab_size, dims], Some(args.tied()), norm, args.num_layers, |_, w| {
+    Decoder::new(w, Names::GPT2, [args.vocab_size, dims], Some(args.tied()), norm, args.num_layers, |_, w| {
         let names = AttentionNames { o: "out_proj", ..AttentionNames::LLAMA };
         let sizes = [heads, args.num_key_value_heads, head_dim];
         let attention = Attention::named(&w.pp("attn.attention"), names, dims, sizes)?;

@@ -1,21 +1,17 @@
 //! Gemma 4 with vision and audio: its language model.
 
-use serde::Deserialize;
-
 use super::gemma4_text as text;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::blocks::{TextConfig, TextPart, text_rules};
 
 /// The config.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(transparent)]
-pub struct Args(TextConfig<text::Args>);
+pub type Args = TextConfig<text::Args>;
 
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        self.0.0.check()
+        self.0.check()
     }
 }
 
@@ -29,7 +25,7 @@ pub fn rules(args: &Args) -> Rules {
         "embed_audio",
         "embed_vision",
     ];
-    text_rules(&OTHERS, text::rules(&args.0.0))
+    text_rules(&OTHERS, text::rules(&args.0))
 }
 
 /// The model.
@@ -37,5 +33,5 @@ pub type Model = TextPart<text::Model>;
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
-    Ok(TextPart { language_model: text::model(&args.0.0, &w.pp("language_model"))? })
+    Ok(TextPart { language_model: text::model(&args.0, &w.pp("language_model"))? })
 }

@@ -61,12 +61,6 @@ pub type Model = Decoder<Block<Attention, PlainMlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let names = Names {
-        embed: "transformer.wte",
-        layers: "transformer.h",
-        norm: "transformer.ln_f",
-        head: "lm_head",
-    };
     let (dims, eps, heads) = (args.n_embd, args.layer_norm_epsilon, args.n_head);
     // With one key head for each query head the projection goes head by head.
     let (kv_heads, qkv): (i32, fn(_) -> Qkv) =
@@ -89,6 +83,6 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     };
     Ok(Decoder {
         positions: Some(("transformer.wpe", w.embedding("transformer.wpe", args.n_positions, dims)?)),
-        ..Decoder::new(w, names, [args.vocab_size, dims], Some(args.tied()), norm, args.n_layer, layer)?
+        ..Decoder::new(w, Names::GPT2, [args.vocab_size, dims], Some(args.tied()), norm, args.n_layer, layer)?
     })
 }

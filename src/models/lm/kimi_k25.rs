@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::deepseek_v3;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::TextPart;
+use crate::models::blocks::{TextPart, text_rules};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,10 +23,7 @@ impl Args {
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
     let parts = ["vision_tower", "vision_model", "multi_modal_projector", "mm_projector"];
-    let why = "not of the language model";
-    let drop = |rules: Rules, part| rules.drop(format!("{part}.*"), why).drop(format!("model.{part}.*"), why);
-    let rules = parts.into_iter().fold(Rules::new(), drop);
-    deepseek_v3::rules(&args.text_config).iter().cloned().fold(rules, Rules::and)
+    text_rules(&parts, deepseek_v3::rules(&args.text_config))
 }
 
 /// The model.

@@ -130,10 +130,7 @@ pub fn rules(args: &Args) -> Rules {
             )
             .rename("*.experts.down_proj", "*.switch_mlp.down_proj.weight"),
     };
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("*lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// A convolution between two gates (Hasani et al., "Liquid Foundation Models 2", 2025).

@@ -3,11 +3,10 @@
 use super::lfm2;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::TextArgs;
-use crate::models::blocks::TextPart;
+use crate::models::blocks::{TextConfig, TextPart, text_rules};
 
 /// The config.
-pub type Args = TextArgs<lfm2::Args>;
+pub type Args = TextConfig<lfm2::Args>;
 
 impl Args {
     /// Fails for sizes that no model has.
@@ -18,12 +17,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    Rules::new()
-        .drop("*vision_tower.*", "sees pictures")
-        .drop("*multi_modal_projector.*", "sees pictures")
-        .rename("model.language_model.*", "language_model.model.*")
-        .rename("lm_head.*", "language_model.lm_head.*")
-        .append(lfm2::rules(&args.0))
+    text_rules(&["vision_tower", "multi_modal_projector"], lfm2::rules(&args.0))
 }
 
 /// The model.

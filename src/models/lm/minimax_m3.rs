@@ -213,7 +213,7 @@ pub fn rules(args: &Args) -> Rules {
     rules = split(rules, &format!("{moe}.switch_mlp"), "{}", 1);
     rules = split(rules, &format!("{moe}.shared_experts"), "{}", 0);
     rules = split(rules, "*.mlp", "{}", 0);
-    if args.tie_word_embeddings { rules.drop("*lm_head.*", "tied to the embeddings") } else { rules }
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::minimax_m3;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::TextPart;
+use crate::models::blocks::{TextPart, text_rules};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -22,13 +22,8 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    Rules::new()
-        .drop("*vision_tower.*", "of the vision tower")
-        .drop("*multi_modal_projector.*", "from the vision tower")
-        .drop("patch_merge_mlp.*", "from the vision tower")
-        .rename("model.language_model.*", "language_model.model.*")
-        .rename("lm_head.*", "language_model.lm_head.*")
-        .append(minimax_m3::rules(&args.text_config))
+    let parts = ["vision_tower", "multi_modal_projector", "patch_merge_mlp"];
+    text_rules(&parts, minimax_m3::rules(&args.text_config))
 }
 
 /// The model.

@@ -34,7 +34,7 @@ pub fn rules(args: &Args) -> Rules {
             &[],
         )
         .rename("*.mlp.experts.down_proj", "*.mlp.switch_mlp.down_proj.weight");
-    deepseek_v3::rules(&args.0).iter().cloned().fold(rules, Rules::and)
+    rules.append(deepseek_v3::rules(&args.0))
 }
 
 /// The model.

@@ -75,18 +75,12 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let names = Names {
-        embed: "transformer.wte",
-        layers: "transformer.h",
-        norm: "transformer.ln_f",
-        head: "lm_head",
-    };
     let (dims, eps, heads) = (args.hidden_size, args.layer_norm_epsilon, args.num_attention_heads);
     let head_dim = args.kv_channels;
     let rope = Rope::new(head_dim, &RopeConfig::default(), args.rotary_emb_base.unwrap_or(10_000.0))?;
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
     let (sizes, layers) = ([args.vocab_size, dims], args.num_hidden_layers);
-    Decoder::new(w, names, sizes, Some(false), norm, layers, |_, w| {
+    Decoder::new(w, Names::GPT2, sizes, Some(false), norm, layers, |_, w| {
         let attention = AttentionNames::fused("c_attn", "c_proj");
         let sizes = [heads, heads, head_dim];
         let attention = Attention::fused(&w.pp("attn"), attention, Qkv::Joined, dims, sizes)?;

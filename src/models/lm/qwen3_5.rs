@@ -3,11 +3,10 @@
 use super::qwen3_next;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::TextArgs;
-use crate::models::blocks::TextPart;
+use crate::models::blocks::{TextConfig, TextPart, text_rules};
 
 /// The config.
-pub type Args = TextArgs<qwen3_next::Args>;
+pub type Args = TextConfig<qwen3_next::Args>;
 
 impl Args {
     /// Fails for sizes that no model has.
@@ -19,13 +18,8 @@ impl Args {
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
     Rules::new()
-        .drop("model.visual.*", "sees pictures")
-        .drop("vision_tower.*", "sees pictures")
-        .rename("model.language_model.*", "language_model.model.*")
-        .rename("model.*", "language_model.model.*")
         .rename("mtp.*", "language_model.mtp.*")
-        .rename("lm_head.*", "language_model.lm_head.*")
-        .append(qwen3_next::rules(&args.0))
+        .append(text_rules(&["visual", "vision_tower"], qwen3_next::rules(&args.0)))
 }
 
 /// The model.

@@ -108,13 +108,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    let rules = Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .stack_experts("*.mlp.experts", "*.mlp.switch_mlp");
-    match args.sizes.tie_word_embeddings {
-        Some(true) => rules.drop("*lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+    args.sizes.rules().stack_experts("*.mlp.experts", "*.mlp.switch_mlp")
 }
 
 /// The model.

@@ -116,7 +116,7 @@ pub fn rules(args: &Args) -> Rules {
     let norms = ["*.input_layernorm", "*.post_attention_layernorm", "*model.norm", "*.q_norm", "*.k_norm"];
     let published =
         norms.iter().fold(Rules::new(), |rules, norm| rules.add(&format!("{norm}.weight [_]"), 1.0));
-    let rules = Rules::new()
+    Rules::new()
         .drop("*mtp.*", "predicts further tokens, which generation does not use")
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .when("*.conv1d.weight [_, 1, _]", published.transpose("*.conv1d.weight [_, 1, _]", &[0, 2, 1]))
@@ -127,11 +127,8 @@ pub fn rules(args: &Args) -> Rules {
             -2,
             &[],
         )
-        .rename("*.experts.down_proj", "*.switch_mlp.down_proj.weight");
-    match args.tie_word_embeddings {
-        Some(true) => rules.drop("*lm_head.*", "tied to the embeddings"),
-        _ => rules,
-    }
+        .rename("*.experts.down_proj", "*.switch_mlp.down_proj.weight")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

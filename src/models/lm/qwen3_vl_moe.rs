@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::qwen3_moe;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::TextPart;
+use crate::models::blocks::{TextPart, text_rules};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,15 +26,13 @@ pub fn rules(args: &Args) -> Rules {
     let (dims, hidden) = (args.text_config.dims(), args.text_config.expert_size());
     let fused = "*.mlp.experts.gate_up_proj";
     let parts = ["*.mlp.switch_mlp.gate_proj.weight", "*.mlp.switch_mlp.up_proj.weight"];
-    Rules::new()
-        .drop("*visual.*", "of the vision tower")
-        .rename("model.language_model.*", "language_model.model.*")
-        .rename("lm_head.*", "language_model.lm_head.*")
+    let inner = Rules::new()
         .transpose(&format!("{fused} [_, {dims}, {}]", 2 * i64::from(hidden)), &[0, 2, 1])
         .split(fused, &parts, 1, &[])
         .transpose(&format!("*.mlp.experts.down_proj [_, {hidden}, {dims}]"), &[0, 2, 1])
         .rename("*.mlp.experts.down_proj", "*.mlp.switch_mlp.down_proj.weight")
-        .append(qwen3_moe::rules(&args.text_config))
+        .append(qwen3_moe::rules(&args.text_config));
+    text_rules(&["visual", "vision_tower"], inner)
 }
 
 /// The model.
