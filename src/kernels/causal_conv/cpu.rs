@@ -1,6 +1,7 @@
 //! Some channels through a few positions.
 
-use crate::kernels::lanes::{LANES, Lane, Simd, Task};
+use crate::kernels::lanes::{LANES, Lane};
+use crate::kernels::math::{Lanes, Loop};
 
 /// Lanes of channels that are worked on at once.
 pub(super) const LANES_AT_ONCE: usize = 16;
@@ -37,22 +38,24 @@ impl Part {
     }
 }
 
-impl Task for &mut Part {
+impl Loop for &mut Part {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let one = simd.splat(1.0);
+    fn run<L: Lanes>(self) {
+        let one = L::splat(1.0);
         for t in 0..self.count {
             let inputs = &self.inputs[t..];
             for lane in 0..self.width {
-                let mut sum = simd.load(&self.bias[lane]);
+                let mut sum = L::load(&self.bias[lane]);
                 for (weight, x) in self.weights.iter().zip(inputs) {
-                    sum = simd.mul_add(simd.load(&weight[lane]), simd.load(&x[lane]), sum);
+                    sum = L::load(&weight[lane]).mul_add(L::load(&x[lane]), sum);
                 }
                 if self.silu {
-                    let away = simd.exp(simd.mul(sum, simd.splat(-1.0)));
-                    sum = simd.div(sum, simd.add(one, away));
+                    let away = sum.mul(L::splat(-1.0)).exp();
+                    sum = sum.div(one.add(away));
                 }
-                simd.store(sum, &mut self.outputs[t][lane]);
+                sum.store(&mut self.outputs[t][lane]);
             }
         }
     }

@@ -10,7 +10,8 @@ use std::sync::Once;
 use half::{bf16, f16};
 
 use self::cpu::{LANES_AT_ONCE, Part};
-use super::lanes::{self, LANES, dispatch, lanes};
+use super::lanes::{self, LANES, lanes};
+use super::math;
 use super::path::Path;
 use super::product::{Dense, Lines, Numbers, to_bf16, to_f16};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -177,7 +178,7 @@ impl CausalConv {
                     for (i, row) in part.inputs.iter_mut().take(part.count + kernel - 1).enumerate() {
                         inputs.read(*first_row + start + i, first, &mut row.as_flattened_mut()[..count]);
                     }
-                    dispatch(self.path, &mut part);
+                    math::run(self.path, &mut part);
                     let rows = out.chunks_exact_mut(channels).skip(start);
                     for (out, result) in rows.zip(&part.outputs).take(part.count) {
                         cast(&result.as_flattened()[..count], &mut out[first..first + count]);

@@ -3,7 +3,7 @@
 //! A [`Loop`] is generic over [`Lanes`], a vector of numbers; [`run`] compiles it for the instructions of a path.
 //! What a new set needs is a file in `cpu`, its path in `cpu::PATHS`, and an arm in `cpu::run`.
 
-pub(super) mod cpu;
+mod cpu;
 
 pub(crate) use cpu::{Lanes, path, run};
 use half::{bf16, f16};

@@ -10,7 +10,8 @@
 //! output = state query
 //! ```
 
-use crate::kernels::lanes::{LANES, Lane, Simd, Task, lanes};
+use crate::kernels::lanes::{LANES, Lane, lanes};
+use crate::kernels::math::{Lanes, Loop};
 
 /// Positions whose vectors are in the nearest cache at once.
 pub(super) const STEPS: usize = 16;
@@ -73,35 +74,37 @@ pub(super) struct Group<'a> {
     pub state: &'a mut [[Lane; ROWS]],
 }
 
-impl Task for Group<'_> {
+impl Loop for Group<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<L: Lanes>(self) {
         match self.rule {
-            Rule::Linear => self.steps::<S, false, false>(simd),
-            Rule::Delta => self.steps::<S, true, false>(simd),
-            Rule::Wkv => self.steps::<S, true, true>(simd),
+            Rule::Linear => self.steps::<L, false, false>(),
+            Rule::Delta => self.steps::<L, true, false>(),
+            Rule::Wkv => self.steps::<L, true, true>(),
         }
     }
 }
 
 impl Group<'_> {
     #[inline(always)]
-    fn steps<S: Simd, const FINDS: bool, const MOVES: bool>(self, simd: S) {
+    fn steps<L: Lanes, const FINDS: bool, const MOVES: bool>(self) {
         let Self { steps, group, state, .. } = self;
         let width = steps.width;
         for t in 0..steps.count {
             let at = t * width..(t + 1) * width;
             let mut found = [0.0; ROWS];
             if FINDS {
-                let mut sums = [simd.splat(0.0); ROWS];
+                let mut sums = [L::splat(0.0); ROWS];
                 for (state, find) in state.iter().zip(&steps.find[at.clone()]) {
-                    let find = simd.load(find);
+                    let find = L::load(find);
                     for r in 0..ROWS {
-                        sums[r] = simd.mul_add(simd.load(&state[r]), find, sums[r]);
+                        sums[r] = L::load(&state[r]).mul_add(find, sums[r]);
                     }
                 }
                 for r in 0..ROWS {
-                    found[r] = simd.sum(sums[r]);
+                    found[r] = sums[r].sum();
                 }
             }
             let mut added = steps.values[t * steps.groups + group];
@@ -110,25 +113,25 @@ impl Group<'_> {
                     added[r] += found[r];
                 }
             }
-            let mut sums = [simd.splat(0.0); ROWS];
+            let mut sums = [L::splat(0.0); ROWS];
             let vectors = steps.decay[at.clone()].iter().zip(&steps.key[at.clone()]);
             let vectors = vectors.zip(&steps.query[at.clone()]);
             for (j, (state, ((decay, key), query))) in state.iter_mut().zip(vectors).enumerate() {
-                let (decay, key, query) = (simd.load(decay), simd.load(key), simd.load(query));
-                let other = if MOVES { simd.load(&steps.other[at.start + j]) } else { key };
+                let (decay, key, query) = (L::load(decay), L::load(key), L::load(query));
+                let other = if MOVES { L::load(&steps.other[at.start + j]) } else { key };
                 for r in 0..ROWS {
-                    let mut new = simd.mul(simd.splat(added[r]), key);
+                    let mut new = L::splat(added[r]).mul(key);
                     if MOVES {
-                        new = simd.mul_add(simd.splat(found[r]), other, new);
+                        new = L::splat(found[r]).mul_add(other, new);
                     }
-                    new = simd.mul_add(simd.load(&state[r]), decay, new);
-                    simd.store(new, &mut state[r]);
-                    sums[r] = simd.mul_add(new, query, sums[r]);
+                    new = L::load(&state[r]).mul_add(decay, new);
+                    new.store(&mut state[r]);
+                    sums[r] = new.mul_add(query, sums[r]);
                 }
             }
             let outputs = &mut steps.outputs[t * steps.groups + group];
             for r in 0..ROWS {
-                outputs[r] = simd.sum(sums[r]);
+                outputs[r] = sums[r].sum();
             }
         }
     }

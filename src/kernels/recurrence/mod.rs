@@ -12,7 +12,8 @@ use std::sync::Once;
 use half::{bf16, f16};
 
 use self::cpu::{Group, ROWS, Rule, STEPS, Steps};
-use super::lanes::{self, LANES, dispatch, exp, lanes};
+use super::lanes::{self, LANES, exp, lanes};
+use super::math;
 use super::path::Path;
 use super::product::{Dense, Lines, Numbers, to_bf16, to_f16};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -279,7 +280,7 @@ impl Recurrence {
                     }
                     room.rows.iter_mut().zip(&*line).for_each(|(rows, lane)| rows[r] = *lane);
                 }
-                dispatch(self.path, Group { rule: self.rule, steps, group, state: &mut room.rows });
+                math::run(self.path, Group { rule: self.rule, steps, group, state: &mut room.rows });
                 for r in 0..rows {
                     let row = &mut state[(first + r) * key_dim..][..key_dim];
                     for (row, lane) in row.chunks_mut(LANES).zip(&room.rows) {

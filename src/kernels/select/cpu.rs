@@ -1,6 +1,7 @@
 //! Choosing from one row.
 
-use crate::kernels::lanes::{LANES, Simd, Task, dispatch};
+use crate::kernels::lanes::LANES;
+use crate::kernels::math::{self, Lanes, Loop};
 use crate::kernels::path::Path;
 
 /// Numbers whose sum, or whose largest, is known.
@@ -129,7 +130,7 @@ pub fn draw(path: Path, row: &[f32], u: f32) -> usize {
         if max.is_infinite() {
             out.iter_mut().zip(part).for_each(|(out, x)| *out = f32::from(u8::from(*x == max)));
         } else {
-            dispatch(path, Exp { values: part, shift: max, out });
+            math::run(path, Exp { values: part, shift: max, out });
         }
     };
     let mut room = [0.0; BLOCK];
@@ -167,7 +168,7 @@ pub fn draw(path: Path, row: &[f32], u: f32) -> usize {
 fn exp_sums(path: Path, row: &[f32], shift: f32) -> Vec<f32> {
     let sum_of = |values: &[f32]| {
         let mut sum = 0.0;
-        dispatch(path, ExpSum { values, shift, sum: &mut sum });
+        math::run(path, ExpSum { values, shift, sum: &mut sum });
         sum
     };
     row.chunks(BLOCK).map(sum_of).collect()
@@ -179,18 +180,20 @@ struct ExpSum<'a> {
     sum: &'a mut f32,
 }
 
-impl Task for ExpSum<'_> {
+impl Loop for ExpSum<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<L: Lanes>(self) {
         let (whole, rest) = self.values.as_chunks::<LANES>();
         let mut last = [f32::NEG_INFINITY; LANES];
         last[..rest.len()].copy_from_slice(rest);
-        let shift = simd.splat(-self.shift);
-        let mut sums = simd.exp(simd.add(simd.load(&last), shift));
+        let shift = L::splat(-self.shift);
+        let mut sums = L::load(&last).add(shift).exp();
         for lane in whole {
-            sums = simd.add(sums, simd.exp(simd.add(simd.load(lane), shift)));
+            sums = sums.add(L::load(lane).add(shift).exp());
         }
-        *self.sum = simd.sum(sums);
+        *self.sum = sums.sum();
     }
 }
 
@@ -200,14 +203,16 @@ struct Exp<'a> {
     out: &'a mut [f32],
 }
 
-impl Task for Exp<'_> {
+impl Loop for Exp<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let shift = simd.splat(-self.shift);
+    fn run<L: Lanes>(self) {
+        let shift = L::splat(-self.shift);
         for (values, out) in self.values.chunks(LANES).zip(self.out.chunks_mut(LANES)) {
             let mut lane = [0.0; LANES];
             lane[..values.len()].copy_from_slice(values);
-            simd.store(simd.exp(simd.add(simd.load(&lane), shift)), &mut lane);
+            L::load(&lane).add(shift).exp().store(&mut lane);
             out.copy_from_slice(&lane[..out.len()]);
         }
     }

@@ -1,6 +1,7 @@
 //! Some channels through a few positions, one channel after the other.
 
-use crate::kernels::lanes::{LANES, Lane, Simd, Task};
+use crate::kernels::lanes::{LANES, Lane};
+use crate::kernels::math::{Lanes, Loop};
 
 /// Channels that are worked on at once.
 pub(super) const CHANNELS: usize = 64;
@@ -43,24 +44,26 @@ impl Part {
     }
 }
 
-impl Task for &mut Part {
+impl Loop for &mut Part {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<L: Lanes>(self) {
         let width = self.width;
         let channels = self.a.chunks_exact(width).zip(self.state.chunks_exact_mut(width));
         for (channel, (a, state)) in channels.take(self.channels).enumerate() {
             let positions = self.b.chunks_exact(width).zip(self.c.chunks_exact(width));
             for (t, (b, c)) in positions.take(self.count).enumerate() {
                 let (x, dt) = (self.x[t][channel], self.dt[t][channel]);
-                let (added, dt) = (simd.splat(x * dt), simd.splat(dt));
-                let mut sum = simd.splat(0.0);
+                let (added, dt) = (L::splat(x * dt), L::splat(dt));
+                let mut sum = L::splat(0.0);
                 for (((a, b), c), state) in a.iter().zip(b).zip(c).zip(&mut *state) {
-                    let decay = simd.exp(simd.mul(dt, simd.load(a)));
-                    let new = simd.mul_add(simd.load(state), decay, simd.mul(added, simd.load(b)));
-                    simd.store(new, state);
-                    sum = simd.mul_add(new, simd.load(c), sum);
+                    let decay = dt.mul(L::load(a)).exp();
+                    let new = L::load(state).mul_add(decay, added.mul(L::load(b)));
+                    new.store(state);
+                    sum = new.mul_add(L::load(c), sum);
                 }
-                self.outputs[t][channel] = simd.sum(sum);
+                self.outputs[t][channel] = sum.sum();
             }
         }
     }

@@ -6,7 +6,8 @@ mod reference;
 use std::sync::Once;
 
 use self::cpu::{CHANNELS, Part, STEPS};
-use super::lanes::{self, Lane, dispatch, lanes};
+use super::lanes::{self, Lane, lanes};
+use super::math;
 use super::path::Path;
 use super::product::{Dense, Lines, Numbers};
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -128,7 +129,7 @@ impl SelectiveScan {
             rows(b, start, count, &mut part.b);
             rows(c, start, count, &mut part.c);
             (part.channels, part.count) = (channels, count);
-            dispatch(self.path, &mut part);
+            math::run(self.path, &mut part);
             for (out, result) in outputs[start..].iter_mut().zip(&part.outputs).take(count) {
                 out.copy_from_slice(&result[..channels]);
             }

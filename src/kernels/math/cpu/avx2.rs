@@ -17,14 +17,7 @@ fn run_with<F: Loop>(f: F) -> F::Output {
     f.run::<Eight>()
 }
 
-/// `e^x` of eight numbers.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::kernels) fn exp(x: __m256) -> __m256 {
-    Eight(x).exp().0
-}
-
-/// Named by [`run`] and [`exp`] alone, so that its methods run only where the CPU has the instructions.
+/// Named by [`run`] alone, so that its methods run only where the CPU has the instructions.
 #[derive(Clone, Copy)]
 struct Eight(__m256);
 

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-pub(in crate::kernels) mod avx2;
+mod avx2;
 mod portable;
 
 use half::{bf16, f16};
