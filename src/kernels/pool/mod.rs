@@ -1,15 +1,17 @@
-//! The threads that kernels share.
+//! The threads that kernels share. One caller has them at a time; another one meanwhile works alone.
+
+#[allow(unsafe_code)]
+mod cpu;
 
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::{Mutex, RwLock};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
 /// One thread less than work is spread over: the calling thread takes its share. `None` where that
 /// leaves no other.
-type Helpers = Option<Arc<ThreadPool>>;
+type Helpers = Option<Arc<cpu::Helpers>>;
 
 static HELPERS: LazyLock<RwLock<Helpers>> = LazyLock::new(|| {
     let machine = std::thread::available_parallelism().map_or(1, usize::from);
@@ -21,17 +23,13 @@ fn helpers(threads: usize) -> Result<Helpers> {
     if threads < 2 {
         return Ok(None);
     }
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads - 1)
-        .thread_name(|i| format!("mlxport-kernel-{i}"))
-        .start_handler(|_| crate::ffi::bar_from_arrays())
-        .build();
-    pool.map(|pool| Some(Arc::new(pool))).map_err(|e| Error::unsupported("threads", e.to_string()))
+    let helpers = cpu::Helpers::new(threads - 1, crate::ffi::bar_from_arrays);
+    helpers.map(|all| Some(Arc::new(all))).map_err(|e| Error::unsupported("threads", e.to_string()))
 }
 
 /// On how many threads the kernels of this process run: at first as many as the machine has cores.
 pub fn threads() -> usize {
-    HELPERS.read().as_ref().map_or(1, |pool| pool.current_num_threads() + 1)
+    HELPERS.read().as_ref().map_or(1, |helpers| helpers.count() + 1)
 }
 
 /// Sets on how many threads the kernels of this process run. Results do not depend on it. Fails for 0,
@@ -56,15 +54,10 @@ pub(crate) fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(
             work(i, piece);
         }
     };
-    let pool = if pieces > 1 { HELPERS.read().clone() } else { None };
-    match pool {
+    let helpers = if pieces > 1 { HELPERS.read().clone() } else { None };
+    match helpers {
         None => take_pieces(),
-        Some(pool) => pool.in_place_scope(|scope| {
-            for _ in 1..pieces.min(pool.current_num_threads() + 1) {
-                scope.spawn(|_| take_pieces());
-            }
-            take_pieces();
-        }),
+        Some(helpers) => helpers.join_in(pieces - 1, &take_pieces),
     }
 }
 
