@@ -55,55 +55,54 @@ number!(f32, 0.0, load, store, |x| x);
 number!(f16, f16::ZERO, load_f16, store_f16, f16::to_f32);
 number!(bf16, bf16::ZERO, load_bf16, store_bf16, bf16::to_f32);
 
-/// Numbers and as many zeros as fill a vector.
+/// The first numbers, or those that there are and as many zeros as fill a vector.
 #[inline(always)]
-fn load_part<L: Lanes, T: Number>(from: &[T]) -> L {
+fn load<L: Lanes, T: Number>(from: &[T]) -> L {
+    if from.len() >= L::WIDTH {
+        return T::load(from);
+    }
     let mut padded = [T::ZERO; WIDEST];
     padded[..from.len()].copy_from_slice(from);
     T::load(&padded)
 }
 
+/// As many as there is room for.
 #[inline(always)]
-fn store_part<L: Lanes, T: Number>(lanes: L, to: &mut [T]) {
+fn store<L: Lanes, T: Number>(lanes: L, to: &mut [T]) {
+    if to.len() >= L::WIDTH {
+        return T::store(lanes, to);
+    }
     let mut padded = [T::ZERO; WIDEST];
     T::store(lanes, &mut padded);
     to.copy_from_slice(&padded[..to.len()]);
 }
 
+// In each of the following `f` is called at one place, so that it is compiled into it: a closure on its own
+// would lack the instructions, and call a function for each.
+
 /// `out[i] = f(i, x[i])`, a vector at a time.
 #[inline(always)]
 pub(crate) fn map<L: Lanes, I: Number, O: Number>(x: &[I], out: &mut [O], f: impl Fn(usize, L) -> L) {
-    let (wide, whole) = (L::WIDTH, x.len() - x.len() % L::WIDTH);
-    for (i, (x, out)) in x.chunks_exact(wide).zip(out.chunks_exact_mut(wide)).enumerate() {
-        O::store(f(i * wide, I::load(x)), out);
-    }
-    if whole < x.len() {
-        store_part(f(whole, load_part(&x[whole..])), &mut out[whole..x.len()]);
+    let out = &mut out[..x.len()];
+    for at in (0..x.len()).step_by(L::WIDTH) {
+        store(f(at, load(&x[at..])), &mut out[at..]);
     }
 }
 
 /// `out[i] = f(a[i], b[i])`, a vector at a time.
 #[inline(always)]
 pub(crate) fn zip<L: Lanes, I: Number, O: Number>(a: &[I], b: &[I], out: &mut [O], f: impl Fn(L, L) -> L) {
-    let (wide, whole) = (L::WIDTH, a.len() - a.len() % L::WIDTH);
-    for ((a, b), out) in a.chunks_exact(wide).zip(b.chunks_exact(wide)).zip(out.chunks_exact_mut(wide)) {
-        O::store(f(I::load(a), I::load(b)), out);
-    }
-    if whole < a.len() {
-        store_part(f(load_part(&a[whole..]), load_part(&b[whole..])), &mut out[whole..a.len()]);
+    let (b, out) = (&b[..a.len()], &mut out[..a.len()]);
+    for at in (0..a.len()).step_by(L::WIDTH) {
+        store(f(load(&a[at..]), load(&b[at..])), &mut out[at..]);
     }
 }
 
 /// `x[i] = f(x[i])`, a vector at a time.
 #[inline(always)]
 pub(crate) fn map_in_place<L: Lanes>(x: &mut [f32], f: impl Fn(L) -> L) {
-    let mut chunks = x.chunks_exact_mut(L::WIDTH);
-    for x in &mut chunks {
-        f(L::load(x)).store(x);
-    }
-    let rest = chunks.into_remainder();
-    if !rest.is_empty() {
-        store_part(f(load_part(rest)), rest);
+    for at in (0..x.len()).step_by(L::WIDTH) {
+        store(f(load(&x[at..])), &mut x[at..]);
     }
 }
 
@@ -117,27 +116,18 @@ fn fold<L: Lanes, I: Number>(
     join: impl Fn(L, L) -> L,
     join_one: impl Fn(f32, f32) -> f32,
 ) -> f32 {
+    let (wide, rest) = (L::WIDTH, x.len() % L::WIDTH);
     let mut parts = [L::splat(none); 4];
-    let mut fours = x.chunks_exact(4 * L::WIDTH);
-    for four in &mut fours {
-        for (part, x) in parts.iter_mut().zip(four.chunks_exact(L::WIDTH)) {
-            *part = join(f(I::load(x)), *part);
+    let mut last = [none; WIDEST];
+    for start in (0..x.len()).step_by(4 * wide) {
+        for (part, at) in parts.iter_mut().zip((start..x.len()).step_by(wide)) {
+            let y = f(load(&x[at..]));
+            if at + wide <= x.len() { *part = join(y, *part) } else { y.store(&mut last) }
         }
     }
-    let mut ones = fours.remainder().chunks_exact(L::WIDTH);
-    for x in &mut ones {
-        parts[0] = join(f(I::load(x)), parts[0]);
-    }
-    let rest = ones.remainder();
-    let mut lanes = [none; 2 * WIDEST];
+    let mut lanes = [none; WIDEST];
     join(join(parts[0], parts[1]), join(parts[2], parts[3])).store(&mut lanes);
-    if !rest.is_empty() {
-        let mut last = [none; WIDEST];
-        f(load_part(rest)).store(&mut last);
-        lanes[WIDEST..][..rest.len()].copy_from_slice(&last[..rest.len()]);
-    }
-    let used = lanes[..L::WIDTH].iter().chain(&lanes[WIDEST..][..rest.len()]);
-    used.fold(none, |all, &one| join_one(one, all))
+    lanes[..wide].iter().chain(&last[..rest]).fold(none, |all, &one| join_one(one, all))
 }
 
 /// The sum of all `f(x[i])`.
@@ -199,16 +189,11 @@ pub(crate) fn zip_to_two<L: Lanes, T: Number>(
     high: &mut [T],
     f: impl Fn(usize, L, L) -> (L, L),
 ) {
-    let (wide, whole) = (L::WIDTH, a.len() - a.len() % L::WIDTH);
-    for i in (0..whole).step_by(wide) {
-        let (y, z) = f(i, T::load(&a[i..]), T::load(&b[i..]));
-        T::store(y, &mut low[i..]);
-        T::store(z, &mut high[i..]);
-    }
-    if whole < a.len() {
-        let (y, z) = f(whole, load_part(&a[whole..]), load_part(&b[whole..]));
-        store_part(y, &mut low[whole..]);
-        store_part(z, &mut high[whole..]);
+    let (b, low, high) = (&b[..a.len()], &mut low[..a.len()], &mut high[..a.len()]);
+    for at in (0..a.len()).step_by(L::WIDTH) {
+        let (y, z) = f(at, load(&a[at..]), load(&b[at..]));
+        store(y, &mut low[at..]);
+        store(z, &mut high[at..]);
     }
 }
 

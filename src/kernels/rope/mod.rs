@@ -179,38 +179,35 @@ impl<T: Number> Loop for Row<'_, T> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        match self.norm {
-            Some((weight, eps)) => {
-                let factor = L::splat(math::rms_factor::<L, T>(self.x, eps));
-                self.turn(|i, x: L| x.mul(factor).mul(L::load(&weight[i..])));
-            }
-            None => self.turn(|_, x: L| x),
-        }
-    }
-}
-
-impl<T: Number> Row<'_, T> {
-    #[inline(always)]
-    fn turn<L: Lanes>(self, norm: impl Fn(usize, L) -> L) {
         let Self { x, angles: (cosines, sines), dims, .. } = self;
+        let norm = self.norm.map(|(weight, eps)| (weight, L::splat(math::rms_factor::<L, T>(x, eps))));
         let (turning, staying) = x.split_at(dims);
         let (out, rest) = self.out.split_at_mut(dims);
         if self.traditional {
             math::map(turning, out, |i, x: L| {
-                let x = norm(i, x);
+                let x = normed(norm, i, x);
                 x.mul_add(L::load(&cosines[i..]), x.swap_pairs().mul(L::load(&sines[i..])))
             });
         } else {
             let half = dims / 2;
             let (first, second) = turning.split_at(half);
-            let angle = |i: usize| (L::load(&cosines[i..]), L::load(&sines[i..]));
             let (low, high) = out.split_at_mut(half);
             math::zip_to_two(first, second, low, high, |i, a: L, b: L| {
-                let (a, b, (cos, sin)) = (norm(i, a), norm(half + i, b), angle(i));
+                let (a, b) = (normed(norm, i, a), normed(norm, half + i, b));
+                let (cos, sin) = (L::load(&cosines[i..]), L::load(&sines[i..]));
                 (a.mul(cos).sub(b.mul(sin)), a.mul_add(sin, b.mul(cos)))
             });
         }
-        math::map(staying, rest, |i, x: L| norm(dims + i, x));
+        math::map(staying, rest, |i, x: L| normed(norm, dims + i, x));
+    }
+}
+
+/// The numbers from `i` on of a row, times the factor of the row and their weights.
+#[inline(always)]
+fn normed<L: Lanes>(norm: Option<(&[f32], L)>, i: usize, x: L) -> L {
+    match norm {
+        Some((weight, factor)) => x.mul(factor).mul(L::load(&weight[i..])),
+        None => x,
     }
 }
 
