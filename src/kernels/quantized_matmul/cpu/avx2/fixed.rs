@@ -4,13 +4,16 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::{
-    CHUNK, COLUMNS, E2M1, Form, Totals, Weights, blocks, lane_scales, load_all, load_spread, read_groups,
+    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, keep, lane_scales, load_all, load_spread,
+    read_groups, resume,
 };
 use crate::ops::QuantizationMode;
 
-/// Columns that share a power of two: a divisor of [`COLUMNS`], and a multiple of what a block of codes has.
+/// Columns that share a power of two: a divisor of [`COLUMNS`](super::COLUMNS), and a multiple of what a group
+/// and a block of codes have.
 const PART: usize = 256;
 
 /// As [`super::product`].
@@ -51,22 +54,26 @@ pub fn suits(x: &[f32], digits: u32) -> bool {
 /// The sum of what fixed point takes from each number, and the sum of the magnitudes.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn loss(x: &[f32]) -> [f32; 2] {
-    let mut sums = [0.0f32; 2];
+    let mut sums = [[0.0f32; 8]; 2];
     for part in x.chunks(PART) {
         let unit = unit_of(part);
         let inverse = 1.0 / unit;
-        let mut here = [[0.0f32; 8]; 2];
-        for (i, x) in part.iter().enumerate() {
-            // Adding and taking away 1.5 * 2^23 rounds to an integer.
-            let rounded = (x * inverse + 12_582_912.0) - 12_582_912.0;
-            here[0][i % 8] += (x - rounded * unit).abs();
-            here[1][i % 8] += x.abs();
-        }
-        for (sum, here) in sums.iter_mut().zip(here) {
-            *sum += here.iter().sum::<f32>();
+        // Groups have multiples of eight columns.
+        for eight in part.as_chunks::<8>().0 {
+            for (i, x) in eight.iter().enumerate() {
+                let rounded = round(x * inverse);
+                sums[0][i] += (x - rounded * unit).abs();
+                sums[1][i] += x.abs();
+            }
         }
     }
-    sums
+    sums.map(|sums| sums.iter().sum())
+}
+
+/// To the nearest integer: adding and taking away 1.5 * 2^23 leaves no other.
+#[inline(always)]
+fn round(x: f32) -> f32 {
+    (x + 12_582_912.0) - 12_582_912.0
 }
 
 /// The power of two of which the numbers are less than 2^15 multiples.
@@ -92,7 +99,6 @@ struct Input {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
-    let block = 16 * C::PER;
     let padded = x.len().next_multiple_of(PART);
     let mut factors = vec![0i16; padded];
     let mut offsets = vec![0i32; padded / (2 * C::PER)];
@@ -103,17 +109,11 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
         let inverse = 1.0 / unit;
         let mut multiples = [0i16; PART];
         for (multiple, x) in multiples.iter_mut().zip(x) {
-            *multiple = ((x * inverse + 12_582_912.0) - 12_582_912.0) as i32 as i16;
+            *multiple = round(x * inverse) as i32 as i16;
         }
-        for (offset, lane) in offsets.iter_mut().zip(multiples.chunks_exact(2 * C::PER)) {
-            *offset = -C::MIDDLE * lane.iter().map(|&q| i32::from(q)).sum::<i32>();
-        }
-        for (factors, multiples) in factors.chunks_exact_mut(block).zip(multiples.chunks_exact(block)) {
-            for (j, factors) in factors.chunks_exact_mut(16).enumerate() {
-                for (lane, factor) in factors.iter_mut().enumerate() {
-                    *factor = multiples[lane * C::PER + j];
-                }
-            }
+        let blocks = factors.chunks_exact_mut(16 * C::PER).zip(offsets.chunks_exact_mut(8));
+        for (multiples, (factors, offsets)) in multiples.chunks_exact(16 * C::PER).zip(blocks) {
+            lay_out::<C>(multiples, factors, offsets);
         }
         units.push(unit * C::UNIT);
     }
@@ -129,6 +129,46 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
         .collect();
     group_sums.resize(group_sums.len().next_multiple_of(CHUNK) + CHUNK, 0.0);
     Input { factors, offsets, units, group_sums }
+}
+
+/// Factors and offsets of one block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn lay_out<C: Codes>(multiples: &[i16], factors: &mut [i16], offsets: &mut [i32]) {
+    assert!(multiples.len() == 16 * C::PER && factors.len() == 16 * C::PER && offsets.len() == 8);
+    let mut lanes = [_mm256_setzero_si256(); 16];
+    for (i, lanes) in lanes[..C::PER].iter_mut().enumerate() {
+        // SAFETY: sixteen numbers each.
+        *lanes = unsafe { _mm256_loadu_si256(multiples.as_ptr().add(16 * i).cast()) };
+    }
+    // Each pass parts numbers of even and odd places, first of all, then within each half, and so on.
+    let mut run = C::PER;
+    while run > 1 {
+        for lanes in lanes[..C::PER].chunks_exact_mut(run) {
+            let mut parted = [_mm256_setzero_si256(); 16];
+            for i in 0..run / 2 {
+                let [a, b] = [lanes[2 * i], lanes[2 * i + 1]];
+                let low = _mm256_set1_epi32(0xffff);
+                let even = _mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+                let odd = _mm256_packus_epi32(_mm256_srli_epi32::<16>(a), _mm256_srli_epi32::<16>(b));
+                parted[i] = _mm256_permute4x64_epi64::<0b11_01_10_00>(even);
+                parted[run / 2 + i] = _mm256_permute4x64_epi64::<0b11_01_10_00>(odd);
+            }
+            lanes.copy_from_slice(&parted[..run]);
+        }
+        run /= 2;
+    }
+    let mut sums = _mm256_setzero_si256();
+    for (i, lanes) in lanes[..C::PER].iter().enumerate() {
+        // The bits of the place, the lowest first, have led here.
+        let j = i.reverse_bits() >> (usize::BITS - C::PER.trailing_zeros());
+        // SAFETY: sixteen numbers from there on.
+        unsafe { _mm256_storeu_si256(factors.as_mut_ptr().add(16 * j).cast(), *lanes) };
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(*lanes, _mm256_set1_epi16(1)));
+    }
+    let offset = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-C::MIDDLE));
+    // SAFETY: eight numbers.
+    unsafe { _mm256_storeu_si256(offsets.as_mut_ptr().cast(), offset) };
 }
 
 /// A kind of codes: how 16 lanes of 16 bits are loaded, and how code `j` of each becomes an integer.
@@ -250,16 +290,14 @@ impl<C: Codes, const LANES: usize> Form for Fixed<C, LANES> {
     }
 
     unsafe fn strip<const R: usize, const M: usize>(
-        w: &Weights<'_>,
+        w: &Matrix<'_>,
         n: usize,
         x: [&Input; M],
-        start: usize,
-        chunk: usize,
-        all: &mut Totals,
-        at: usize,
+        groups: [usize; 2],
+        totals: &mut [Totals; R],
     ) {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { strip::<C, LANES, R, M>(w, n, x, start, chunk, all, at) }
+        unsafe { strip::<C, LANES, R, M>(w, n, x, groups, totals) }
     }
 }
 
@@ -269,100 +307,128 @@ impl<C: Codes, const LANES: usize> Form for Fixed<C, LANES> {
 /// The CPU must have AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
-    w: &Weights<'_>,
+    matrix: &Matrix<'_>,
     n: usize,
     x: [&Input; M],
-    start: usize,
-    chunk: usize,
-    all: &mut Totals,
-    at: usize,
+    [start, count]: [usize; 2],
+    totals: &mut [Totals; R],
 ) {
-    let (groups, row_bytes, group) = (w.groups(), w.row_bytes(), w.how.group_size as usize);
+    let &Matrix { w, row_bytes, group_shift, .. } = matrix;
     let rows: [usize; R] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     let (block, block_bytes) = (16 * C::PER, 2 * C::HALF);
-    let lanes_shift = (group / (2 * C::PER)).trailing_zeros();
+    let lanes_shift = group_shift - (2 * C::PER).trailing_zeros();
     let padded = w.k.next_multiple_of(PART);
     assert!(x.iter().all(|x| x.factors.len() == padded && x.offsets.len() * 2 * C::PER == padded));
-    assert!(chunk <= CHUNK && chunk * group == COLUMNS && start.is_multiple_of(chunk));
+    assert!(count <= CHUNK && (start << group_shift).is_multiple_of(PART));
     // Blocks that can be read where they are, in the last of the rows and so in each.
     let room = (w.codes.len() - rows[R - 1] * row_bytes).saturating_sub(C::HALF + 16 - block_bytes);
     let direct = (row_bytes / block_bytes).min(room / block_bytes);
-    let mut totals: [[__m256; M]; R] =
-        // SAFETY: eight numbers each.
-        std::array::from_fn(|r| std::array::from_fn(|m| unsafe { _mm256_loadu_ps(all.0[at + r][m].as_ptr()) }));
-    let count = chunk.min(groups - start);
-    let mut scales = [[0.0f32; CHUNK + 8]; R];
-    let sums = x.map(|x| &x.group_sums[start..][..CHUNK]);
-    for r in 0..R {
-        let range = rows[r] * groups + start..rows[r] * groups + start + count;
-        let middle = C::MIDDLE as f32 * C::UNIT;
-        // SAFETY: this function has the CPU's features.
-        unsafe { read_groups(w, range, middle, sums, &mut scales[r], &mut totals[r]) };
+    let mut rooms = [[MaybeUninit::uninit(); CHUNK + 8]; R];
+    let group_sums = x.map(|x| x.group_sums[start..][..CHUNK].as_ptr());
+    let mut middles = resume::<R, M>(totals, |of| &of.middles, start);
+    // SAFETY: this function has the CPU's features; there are as many sums as a chunk has groups.
+    unsafe {
+        read_groups(
+            matrix,
+            rows,
+            [start, count],
+            C::MIDDLE as f32 * C::UNIT,
+            group_sums,
+            &mut rooms,
+            &mut middles,
+        );
     }
-    let factors = x.map(|x| x.factors.as_ptr());
-    let offsets = x.map(|x| x.offsets.as_ptr());
+    let mut codes = resume::<R, M>(totals, |of| &of.codes, start);
     let mut rests = [[0u8; 48]; R];
-    let (first, end) = (start * group, (start + count) * group);
+    let (first, end) = (start << group_shift, (start + count) << group_shift);
     for part in (first..end).step_by(PART) {
         let mut sums = [[_mm256_setzero_ps(); M]; R];
-        for column in (part..end.min(part + PART)).step_by(block) {
-            let at = column / block;
-            if at >= direct {
-                for r in 0..R {
-                    copy_rest(&w.codes[rows[r] * row_bytes..][..row_bytes], at * block_bytes, &mut rests[r]);
+        let (at, groups) = (part / block, (part >> group_shift) - start);
+        let blocks = (end.min(part + PART) - part).div_ceil(block);
+        // SAFETY: a direct block has all the bytes that are read, and so has what is left of a row and zeros;
+        // the blocks of whole parts are in each row of `x`; four scales lie behind each place in a chunk.
+        // Nothing is read where a prefetch points.
+        unsafe {
+            let factors = x.map(|x| x.factors.as_ptr().add(part));
+            let offsets = x.map(|x| x.offsets.as_ptr().add(at * 8));
+            let scales: [*const f32; R] =
+                std::array::from_fn(|r| rooms[r].as_ptr().cast::<f32>().add(groups));
+            if at + PART / block <= direct && blocks == PART / block {
+                let codes = rows.map(|row| w.codes.as_ptr().add(row * row_bytes + at * block_bytes));
+                for i in 0..PART / block {
+                    if (i * block_bytes).is_multiple_of(64) {
+                        codes.iter().for_each(|codes| {
+                            let ahead = codes.add(i * block_bytes).wrapping_add(4 * row_bytes);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        });
+                    }
+                    let codes = codes.map(|codes| codes.add(i * block_bytes));
+                    add_block::<C, LANES, R, M>(i, codes, factors, offsets, scales, lanes_shift, &mut sums);
                 }
-            }
-            // SAFETY: a direct block has all the bytes that are read; the blocks of whole parts are in each row
-            // of `x`; four scales lie behind each place in a chunk. Nothing is read where a prefetch points.
-            unsafe {
-                let mut whole = [[_mm256_setzero_si256(); M]; R];
-                for m in 0..M {
-                    let offset = _mm256_loadu_si256(offsets[m].add(at * 8).cast());
-                    whole.iter_mut().for_each(|whole| whole[m] = offset);
-                }
-                let mut from = [w.codes.as_ptr(); R];
-                for r in 0..R {
-                    from[r] = if at < direct {
-                        w.codes.as_ptr().add(rows[r] * row_bytes + at * block_bytes)
-                    } else {
-                        rests[r].as_ptr()
-                    };
-                    _mm_prefetch::<_MM_HINT_T0>(from[r].wrapping_add(4 * row_bytes).cast());
-                }
-                let mut loaded = [C::load(from[0]); R];
-                for r in 1..R {
-                    loaded[r] = C::load(from[r]);
-                }
-                for j in 0..C::PER {
-                    for r in 0..R {
-                        let code = C::code(loaded[r], j);
-                        for m in 0..M {
-                            let factors = _mm256_loadu_si256(factors[m].add((at * C::PER + j) * 16).cast());
-                            let products = _mm256_madd_epi16(code, factors);
-                            whole[r][m] = _mm256_add_epi32(whole[r][m], products);
+            } else {
+                for i in 0..blocks {
+                    let from = (at + i) * block_bytes;
+                    if at + i >= direct {
+                        for (&row, rest) in rows.iter().zip(&mut rests) {
+                            copy_rest(&w.codes[row * row_bytes..][..row_bytes], from, rest);
                         }
                     }
-                }
-                for r in 0..R {
-                    let first = ((at * 8) >> lanes_shift) - start;
-                    let scale = lane_scales::<LANES>(scales[r].as_ptr().add(first));
-                    for m in 0..M {
-                        sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r][m]), scale, sums[r][m]);
-                    }
+                    let codes: [*const u8; R] = std::array::from_fn(|r| match at + i < direct {
+                        true => w.codes.as_ptr().add(rows[r] * row_bytes + from),
+                        false => rests[r].as_ptr(),
+                    });
+                    add_block::<C, LANES, R, M>(i, codes, factors, offsets, scales, lanes_shift, &mut sums);
                 }
             }
         }
         for m in 0..M {
             let unit = _mm256_set1_ps(x[m].units[part / PART]);
             for r in 0..R {
-                totals[r][m] = _mm256_fmadd_ps(sums[r][m], unit, totals[r][m]);
+                codes[r][m] = _mm256_fmadd_ps(sums[r][m], unit, codes[r][m]);
             }
         }
     }
-    for (r, totals) in totals.iter().enumerate() {
-        for (m, total) in totals.iter().enumerate() {
-            // SAFETY: eight numbers each.
-            unsafe { _mm256_storeu_ps(all.0[at + r][m].as_mut_ptr(), *total) };
+    for (r, totals) in totals.iter_mut().enumerate() {
+        keep(&codes[r], &mut totals.codes);
+        keep(&middles[r], &mut totals.middles);
+    }
+}
+
+/// Adds to `sums` the products of the codes of one block, the one of number `i` where factors, offsets and scales
+/// begin; `lanes_shift` is the logarithm of how many lanes share a scale.
+///
+/// # Safety
+/// The CPU must have AVX2, FMA and F16C, and everything must be there.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_block<C: Codes, const LANES: usize, const R: usize, const M: usize>(
+    i: usize,
+    codes: [*const u8; R],
+    factors: [*const i16; M],
+    offsets: [*const i32; M],
+    scales: [*const f32; R],
+    lanes_shift: u32,
+    sums: &mut [[__m256; M]; R],
+) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe {
+        let offsets = offsets.map(|offsets| _mm256_loadu_si256(offsets.add(i * 8).cast()));
+        let mut whole = [offsets; R];
+        let loaded = codes.map(|codes| C::load(codes));
+        for j in 0..C::PER {
+            for r in 0..R {
+                let code = C::code(loaded[r], j);
+                for m in 0..M {
+                    let factors = _mm256_loadu_si256(factors[m].add((i * C::PER + j) * 16).cast());
+                    whole[r][m] = _mm256_add_epi32(whole[r][m], _mm256_madd_epi16(code, factors));
+                }
+            }
+        }
+        for r in 0..R {
+            let scale = lane_scales::<LANES>(scales[r].add((i * 8) >> lanes_shift));
+            for m in 0..M {
+                sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r][m]), scale, sums[r][m]);
+            }
         }
     }
 }

@@ -6,8 +6,12 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
-use super::{CHUNK, E2M1, Form, Totals, Weights, blocks, lane_scales, load_all, load_spread, read_groups};
+use super::{
+    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, keep, lane_scales, load_all, load_spread,
+    read_groups, resume,
+};
 use crate::ops::QuantizationMode;
 
 /// As [`super::product`].
@@ -274,16 +278,14 @@ impl<C: Codes + Sync, const LANES: usize> Form for Floats<C, LANES> {
     }
 
     unsafe fn strip<const R: usize, const M: usize>(
-        w: &Weights<'_>,
+        w: &Matrix<'_>,
         n: usize,
         x: [&Input; M],
-        start: usize,
-        chunk: usize,
-        all: &mut Totals,
-        at: usize,
+        groups: [usize; 2],
+        totals: &mut [Totals; R],
     ) {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { strip::<C, LANES, R, M>(w, n, x, start, chunk, all, at) }
+        unsafe { strip::<C, LANES, R, M>(w, n, x, groups, totals) }
     }
 }
 
@@ -293,43 +295,37 @@ impl<C: Codes + Sync, const LANES: usize> Form for Floats<C, LANES> {
 /// The CPU must have AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
-    w: &Weights<'_>,
+    matrix: &Matrix<'_>,
     n: usize,
     x: [&Input; M],
-    start: usize,
-    chunk: usize,
-    all: &mut Totals,
-    at: usize,
+    [start, count]: [usize; 2],
+    totals: &mut [Totals; R],
 ) {
-    let (groups, row_bytes) = (w.groups(), w.row_bytes());
+    let &Matrix { w, row_bytes, group_shift, .. } = matrix;
     let rows: [usize; R] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     let block_bytes = 2 * C::HALF;
-    let per_group = w.how.group_size as usize / C::P;
-    let group_shift = per_group.trailing_zeros();
+    let lanes_shift = group_shift - C::P.trailing_zeros();
     let blocks = w.k.div_ceil(8 * C::P);
     assert!(x.iter().all(|x| x.factors.len() == blocks * 8 * C::P && x.offsets.len() == blocks * 8));
-    assert!(chunk <= CHUNK && start.is_multiple_of(chunk));
+    assert!(count <= CHUNK);
     // Blocks that can be read where they are, in the last of the rows and so in each.
     let room = (w.codes.len() - rows[R - 1] * row_bytes).saturating_sub(C::HALF + 16 - block_bytes);
     let direct = (row_bytes / block_bytes).min(room / block_bytes);
-    let mut totals: [[__m256; M]; R] =
-        // SAFETY: eight numbers each.
-        std::array::from_fn(|r| std::array::from_fn(|m| unsafe { _mm256_loadu_ps(all.0[at + r][m].as_ptr()) }));
-    let count = chunk.min(groups - start);
-    let mut scales = [[0.0f32; CHUNK + 8]; R];
-    let sums = x.map(|x| &x.group_sums[start..][..CHUNK]);
-    for r in 0..R {
-        let range = rows[r] * groups + start..rows[r] * groups + start + count;
-        // SAFETY: this function has the CPU's features.
-        unsafe { read_groups(w, range, C::MIDDLE, sums, &mut scales[r], &mut totals[r]) };
+    let mut rooms = [[MaybeUninit::uninit(); CHUNK + 8]; R];
+    let group_sums = x.map(|x| x.group_sums[start..][..CHUNK].as_ptr());
+    let mut middles = resume::<R, M>(totals, |of| &of.middles, start);
+    // SAFETY: this function has the CPU's features; there are as many sums as a chunk has groups.
+    unsafe {
+        read_groups(matrix, rows, [start, count], C::MIDDLE, group_sums, &mut rooms, &mut middles);
     }
-    let first_block = start * per_group / 8;
-    for block in 0..(count * per_group).div_ceil(8) {
+    let mut codes = resume::<R, M>(totals, |of| &of.codes, start);
+    let first_block = (start << lanes_shift) / 8;
+    for block in 0..(count << lanes_shift).div_ceil(8) {
         let at = first_block + block;
         // SAFETY: a direct block has all the bytes that are read; `blocks` are in each row of `x`, eight
         // numbers for each of its places; four scales lie behind each place in a chunk.
         unsafe {
-            let codes: [C::Loaded; R] = std::array::from_fn(|r| {
+            let loaded: [C::Loaded; R] = std::array::from_fn(|r| {
                 if at < direct {
                     C::load(w.codes.as_ptr().add(rows[r] * row_bytes + at * block_bytes))
                 } else {
@@ -343,7 +339,7 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
             }
             for j in 0..C::P {
                 for r in 0..R {
-                    let number = C::number(codes[r], j);
+                    let number = C::number(loaded[r], j);
                     for m in 0..M {
                         let factors = _mm256_loadu_ps(x[m].factors.as_ptr().add((at * C::P + j) * 8));
                         sums[r][m] = _mm256_fmadd_ps(number, factors, sums[r][m]);
@@ -351,18 +347,17 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
                 }
             }
             for r in 0..R {
-                let scale = lane_scales::<LANES>(scales[r].as_ptr().add((block * 8) >> group_shift));
+                let scale =
+                    lane_scales::<LANES>(rooms[r].as_ptr().cast::<f32>().add((block * 8) >> lanes_shift));
                 for m in 0..M {
-                    totals[r][m] = _mm256_fmadd_ps(sums[r][m], scale, totals[r][m]);
+                    codes[r][m] = _mm256_fmadd_ps(sums[r][m], scale, codes[r][m]);
                 }
             }
         }
     }
-    for (r, totals) in totals.iter().enumerate() {
-        for (m, total) in totals.iter().enumerate() {
-            // SAFETY: eight numbers each.
-            unsafe { _mm256_storeu_ps(all.0[at + r][m].as_mut_ptr(), *total) };
-        }
+    for (r, totals) in totals.iter_mut().enumerate() {
+        keep(&codes[r], &mut totals.codes);
+        keep(&middles[r], &mut totals.middles);
     }
 }
 

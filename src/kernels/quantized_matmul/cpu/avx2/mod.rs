@@ -11,7 +11,9 @@ mod fixed;
 pub mod float;
 
 use std::arch::x86_64::*;
-use std::ops::Range;
+use std::mem::MaybeUninit;
+
+use half::{bf16, f16};
 
 use super::portable::{Row, dot};
 use super::{E2M1, Scales, Weights};
@@ -107,10 +109,15 @@ unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
     }
 }
 
+/// Columns that are worked through at a time, so that what they meet of `x` stays in the nearest cache: of one
+/// or two rows of `x`, and of more.
+const COLUMNS: [usize; 2] = [4096, 1024];
 /// Groups whose scales are decoded at a time, at most.
-const CHUNK: usize = 64;
-/// Columns that are worked through at a time, so that what they meet of `x` stays in the nearest cache.
-const COLUMNS: usize = 1024;
+const CHUNK: usize = COLUMNS[0] / 16;
+/// Scales between those that are read and those that are fetched.
+const AHEAD: usize = 512;
+/// Room for the scales of a chunk, and as many as a vector has.
+type Room = [MaybeUninit<f32>; CHUNK + 8];
 
 /// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time. Rows of `x` whose numbers have `digits`
 /// bits at most are taken in fixed point where that says the same of them; `float` multiplies the others.
@@ -152,70 +159,47 @@ trait Form: Sync {
 
     fn input(x: &[f32], w: &Weights<'_>) -> Self::Input;
 
-    /// Adds the products of rows `n..n + R` of the weights with `M` rows of `x`, over as many groups as `chunk`
-    /// from group `start` on, to `all`, from its row `at` on. Rows beyond the last are computed as the last.
+    /// Adds the products of rows `n..n + R` of the weights with `M` rows of `x`, over `count` groups from group
+    /// `start` on, to `totals`; those from group 0 on are the first there. Rows beyond the last are computed as the
+    /// last.
     ///
     /// # Safety
     /// The CPU must have AVX2, FMA and F16C.
     unsafe fn strip<const R: usize, const M: usize>(
-        w: &Weights<'_>,
+        w: &Matrix<'_>,
         n: usize,
         x: [&Self::Input; M],
-        start: usize,
-        chunk: usize,
-        all: &mut Totals,
-        at: usize,
+        groups: [usize; 2],
+        totals: &mut [Totals; R],
     );
+}
+
+/// The weights, and what follows from their shape.
+struct Matrix<'a> {
+    w: &'a Weights<'a>,
+    groups: usize,
+    row_bytes: usize,
+    /// The logarithm of a group's size.
+    group_shift: u32,
 }
 
 /// As [`product`], in one form.
 fn blocks<F: Form>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
     let x_rows = x.len();
     let inputs: Vec<F::Input> = x.iter().map(|x| F::input(x, w)).collect();
-    let chunk = COLUMNS / w.how.group_size as usize;
+    let matrix = Matrix {
+        w,
+        groups: w.groups(),
+        row_bytes: w.row_bytes(),
+        group_shift: w.how.group_size.trailing_zeros(),
+    };
+    let chunk = COLUMNS[usize::from(x_rows > 2)] >> matrix.group_shift;
     // Rows of weights that pass over a part of `x` before the next part.
     let block = if x_rows > 2 { 32 } else { 4 };
     pool::for_each_piece(columns, grain * x_rows, |piece, columns| {
-        let rows = columns.len() / x_rows;
         let first = piece * grain;
-        let quads = x_rows.div_ceil(4);
-        let mut totals = vec![Totals::default(); block / 4 * quads];
-        for start in (0..rows).step_by(block) {
-            let end = rows.min(start + block);
-            totals.fill(Totals::default());
-            for group in (0..w.groups()).step_by(chunk) {
-                for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact_mut(quads)) {
-                    for (inputs, totals) in inputs.chunks(4).zip(totals) {
-                        let n = first + n;
-                        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-                        unsafe {
-                            match inputs {
-                                [a] => F::strip::<4, 1>(w, n, [a], group, chunk, totals, 0),
-                                [a, b] => F::strip::<4, 2>(w, n, [a, b], group, chunk, totals, 0),
-                                [a, b, c] => {
-                                    F::strip::<2, 3>(w, n, [a, b, c], group, chunk, totals, 0);
-                                    F::strip::<2, 3>(w, n + 2, [a, b, c], group, chunk, totals, 2);
-                                }
-                                [a, b, c, d, ..] => {
-                                    F::strip::<2, 4>(w, n, [a, b, c, d], group, chunk, totals, 0);
-                                    F::strip::<2, 4>(w, n + 2, [a, b, c, d], group, chunk, totals, 2);
-                                }
-                                [] => {}
-                            }
-                        }
-                    }
-                }
-            }
-            for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact(quads)) {
-                for (r, sums) in
-                    columns[n * x_rows..].chunks_exact_mut(x_rows).take((end - n).min(4)).enumerate()
-                {
-                    for (m, out) in sums.iter_mut().enumerate() {
-                        *out = total(&totals[m / 4].0[r][m % 4]);
-                    }
-                }
-            }
-        }
+        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
+        unsafe { rows::<F>(&matrix, &inputs, first, chunk, block, columns) };
         let mut row = None;
         for (n, sums) in columns.chunks_exact_mut(x_rows).enumerate() {
             for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
@@ -225,9 +209,136 @@ fn blocks<F: Form>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: us
     });
 }
 
-/// Partial sums of four rows of weights and four of `x`.
-#[derive(Clone, Copy, Default)]
-struct Totals([[[f32; 8]; 4]; 4]);
+/// The products of the rows of weights from `first` on, `chunk` groups at a time of `block` rows.
+///
+/// # Safety
+/// The CPU must have AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows<F: Form>(
+    w: &Matrix<'_>,
+    x: &[F::Input],
+    first: usize,
+    chunk: usize,
+    block: usize,
+    columns: &mut [f32],
+) {
+    let (count, quads) = (x.len(), x.len().div_ceil(4));
+    let rows = columns.len() / count;
+    let mut totals = vec![[Totals::NONE; 4]; block / 4 * quads];
+    for start in (0..rows).step_by(block) {
+        let end = rows.min(start + block);
+        for group in (0..w.groups).step_by(chunk) {
+            let groups = [group, chunk.min(w.groups - group)];
+            let mut totals = totals.iter_mut();
+            for n in (first + start..first + end).step_by(4) {
+                let mut x = x.iter();
+                for totals in totals.by_ref().take(quads) {
+                    // SAFETY: the caller vouches for the CPU.
+                    unsafe {
+                        match x.as_slice() {
+                            [a] => F::strip(w, n, [a], groups, totals),
+                            [a, b] => F::strip(w, n, [a, b], groups, totals),
+                            [a, b, c] => halves::<F, 3>(w, n, [a, b, c], groups, totals),
+                            [a, b, c, d, ..] => halves::<F, 4>(w, n, [a, b, c, d], groups, totals),
+                            [] => {}
+                        }
+                    }
+                    x.nth(3);
+                }
+            }
+        }
+        for (i, n) in (start..end).step_by(4).enumerate() {
+            for m in 0..count {
+                let sums = Totals::sums(&totals[i * quads + m / 4], m % 4);
+                for (r, sum) in sums.into_iter().enumerate().take(end - n) {
+                    columns[(n + r) * count + m] = sum;
+                }
+            }
+        }
+    }
+}
+
+/// As [`Form::strip`] of four rows, two at a time.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn halves<F: Form, const M: usize>(
+    w: &Matrix<'_>,
+    n: usize,
+    x: [&F::Input; M],
+    groups: [usize; 2],
+    [a, b, c, d]: &mut [Totals; 4],
+) {
+    let mut half = [*a, *b];
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { F::strip(w, n, x, groups, &mut half) };
+    [*a, *b] = half;
+    half = [*c, *d];
+    // SAFETY: as above.
+    unsafe { F::strip(w, n + 2, x, groups, &mut half) };
+    [*c, *d] = half;
+}
+
+/// Partial sums of a row of weights and four of `x`. Each of both parts is added up in one order, however many
+/// groups there are in a chunk.
+#[derive(Clone, Copy)]
+struct Totals {
+    /// Of codes less their middle.
+    codes: [[f32; 8]; 4],
+    /// Of what the middle stands for.
+    middles: [[f32; 8]; 4],
+}
+
+impl Totals {
+    const NONE: Self = Self { codes: [[0.0; 8]; 4], middles: [[0.0; 8]; 4] };
+
+    /// Those of row `m` of `x` and each row of weights.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn sums(of: &[Self; 4], m: usize) -> [f32; 4] {
+        let mut rows = [_mm256_setzero_ps(); 4];
+        for (row, Self { codes, middles }) in rows.iter_mut().zip(of) {
+            // SAFETY: eight numbers each.
+            unsafe {
+                *row =
+                    _mm256_add_ps(_mm256_loadu_ps(codes[m].as_ptr()), _mm256_loadu_ps(middles[m].as_ptr()));
+            }
+        }
+        let [a, b, c, d] = rows;
+        let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
+        let mut out = [0.0; 4];
+        // SAFETY: four numbers.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
+    }
+}
+
+/// What a strip goes on from: zeros at group 0, or what is in `part` of its totals.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn resume<const R: usize, const M: usize>(
+    totals: &[Totals; R],
+    part: impl Fn(&Totals) -> &[[f32; 8]; 4],
+    start: usize,
+) -> [[__m256; M]; R] {
+    if start == 0 {
+        return [[_mm256_setzero_ps(); M]; R];
+    }
+    // SAFETY: eight numbers each.
+    std::array::from_fn(|r| std::array::from_fn(|m| unsafe { _mm256_loadu_ps(part(&totals[r])[m].as_ptr()) }))
+}
+
+/// What a strip leaves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn keep<const M: usize>(sums: &[__m256; M], to: &mut [[f32; 8]; 4]) {
+    for m in 0..M {
+        // SAFETY: eight numbers each.
+        unsafe { _mm256_storeu_ps(to[m].as_mut_ptr(), sums[m]) };
+    }
+}
 
 /// The sum of the lanes.
 fn total(lanes: &[f32; 8]) -> f32 {
@@ -254,75 +365,175 @@ unsafe fn load_spread(codes: *const u8, half: usize, spread: [i8; 16]) -> __m256
     }
 }
 
-/// Reads the scales of groups `range`, all of one row of weights, and adds to `totals` what is not `x` times a code
-/// less `middle`: the biases, through the sums of `x` of these groups.
+/// Reads the scales of `count` groups from `start` on of rows of weights, zeros after them, and adds to `totals`
+/// what is not `x` times a code less `middle`: the biases, through the sums of `x` of these groups.
 ///
 /// # Safety
-/// The CPU must have AVX2, FMA and F16C.
+/// The CPU must have AVX2, FMA and F16C. There must be sums of `x` for all groups and seven after them.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn read_groups<const M: usize>(
-    w: &Weights<'_>,
-    range: Range<usize>,
+unsafe fn read_groups<const R: usize, const M: usize>(
+    w: &Matrix<'_>,
+    rows: [usize; R],
+    [start, count]: [usize; 2],
     middle: f32,
-    sums: [&[f32]; M],
-    scales: &mut [f32; CHUNK + 8],
-    totals: &mut [__m256; M],
+    sums: [*const f32; M],
+    rooms: &mut [Room; R],
+    totals: &mut [[__m256; M]; R],
 ) {
-    let count = range.len();
-    // SAFETY: this function has the CPU's features.
-    unsafe { read_scales(&w.scales, range.start, &mut scales[..count]) };
-    let Some(biases) = &w.biases else { return };
-    let mut read = [0.0f32; CHUNK];
-    // SAFETY: as above; eight numbers each, as the sums have after the last group too.
+    use Scales::*;
+    assert!(count <= CHUNK);
+    // SAFETY: the caller vouches for all of it.
     unsafe {
-        read_scales(biases, range.start, &mut read[..count]);
-        for at in (0..count).step_by(8) {
-            let scales = _mm256_loadu_ps(scales[at..][..8].as_ptr());
-            let biases = _mm256_loadu_ps(read[at..][..8].as_ptr());
-            let centred = _mm256_fmadd_ps(_mm256_set1_ps(middle), scales, biases);
-            for m in 0..M {
-                let sums = _mm256_loadu_ps(sums[m][at..][..8].as_ptr());
-                totals[m] = _mm256_fmadd_ps(centred, sums, totals[m]);
+        match (&w.w.scales, &w.w.biases) {
+            (Bfloat16(s), Some(Bfloat16(b))) => {
+                for r in 0..R {
+                    let first = rows[r] * w.groups + start;
+                    let (s, b) = (&s[first..][..count], &b[first..][..count]);
+                    affine(s, b, middle, sums, &mut rooms[r], &mut totals[r]);
+                }
+            }
+            (Float16(s), Some(Float16(b))) => {
+                for r in 0..R {
+                    let first = rows[r] * w.groups + start;
+                    let (s, b) = (&s[first..][..count], &b[first..][..count]);
+                    affine(s, b, middle, sums, &mut rooms[r], &mut totals[r]);
+                }
+            }
+            (Exponent(s), None) => {
+                for r in 0..R {
+                    plain(&s[rows[r] * w.groups + start..][..count], &mut rooms[r], |at| {
+                        let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+                        let bits =
+                            _mm256_max_epi32(_mm256_slli_epi32::<23>(codes), _mm256_set1_epi32(1 << 22));
+                        _mm256_castsi256_ps(bits)
+                    });
+                }
+            }
+            (Float8(s), None) => {
+                for r in 0..R {
+                    plain(&s[rows[r] * w.groups + start..][..count], &mut rooms[r], |at| {
+                        let codes = _mm256_slli_epi32::<20>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())));
+                        let bits = _mm256_and_si256(codes, _mm256_set1_epi32(0x87f0_0000u32 as i32));
+                        let unbias = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
+                        _mm256_mul_ps(_mm256_castsi256_ps(bits), unbias)
+                    });
+                }
+            }
+            (scales, biases) => {
+                for r in 0..R {
+                    let first = rows[r] * w.groups + start;
+                    let mut read = [[0.0; CHUNK]; 2];
+                    scales.read(first, &mut read[0][..count]);
+                    biases.iter().for_each(|biases| biases.read(first, &mut read[1][..count]));
+                    let middle = if biases.is_some() { middle } else { 0.0 };
+                    let [s, b] = &read;
+                    affine(&s[..count], &b[..count], middle, sums, &mut rooms[r], &mut totals[r]);
+                }
             }
         }
     }
 }
 
-/// As [`Scales::read`].
+/// As [`read_groups`], of scales without biases.
 ///
 /// # Safety
-/// The CPU must have AVX2 and F16C.
+/// The CPU must have AVX2; there must be room for the scales and eight more.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn read_scales(scales: &Scales<'_>, start: usize, out: &mut [f32]) {
-    let whole = out.len() - out.len() % 8;
-    macro_rules! eights {
-        ($all:ident, |$at:ident| $eight:expr) => {
-            for (eight, out) in $all[start..][..whole].chunks_exact(8).zip(out[..whole].chunks_exact_mut(8)) {
-                let $at = eight.as_ptr();
-                // SAFETY: eight numbers each.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), $eight) };
+unsafe fn plain(scales: &[u8], room: &mut Room, eight: impl Fn(*const u8) -> __m256) {
+    let room = room.as_mut_ptr().cast::<f32>();
+    let (count, whole) = (scales.len(), scales.len() - scales.len() % 8);
+    // SAFETY: eight codes each, and the caller vouches for the room.
+    unsafe {
+        for at in (0..whole).step_by(8) {
+            _mm256_storeu_ps(room.add(at), eight(scales[at..].as_ptr()));
+        }
+        if whole < count {
+            let mut rest = [0; 8];
+            rest[..count - whole].copy_from_slice(&scales[whole..]);
+            _mm256_storeu_ps(room.add(whole), eight(rest.as_ptr()));
+        }
+        _mm256_storeu_ps(room.add(count), _mm256_setzero_ps());
+    }
+}
+
+/// As [`read_groups`], of scales and biases of one dtype.
+///
+/// # Safety
+/// As there; there must be room for the scales and eight more.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn affine<T: Eight, const M: usize>(
+    scales: &[T],
+    biases: &[T],
+    middle: f32,
+    sums: [*const f32; M],
+    room: &mut Room,
+    totals: &mut [__m256; M],
+) {
+    let count = scales.len();
+    // Nothing is read where these point.
+    for ahead in [scales, biases] {
+        _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().wrapping_add(AHEAD).cast());
+    }
+    let (room, middle) = (room.as_mut_ptr().cast::<f32>(), _mm256_set1_ps(middle));
+    let mut add = |at: usize, scales: *const T, biases: *const T| {
+        // SAFETY: eight numbers each; as many sums, and room for the scales, are there.
+        unsafe {
+            let scales = T::eight(scales);
+            _mm256_storeu_ps(room.add(at), scales);
+            let centred = _mm256_fmadd_ps(middle, scales, T::eight(biases));
+            for m in 0..M {
+                totals[m] = _mm256_fmadd_ps(centred, _mm256_loadu_ps(sums[m].add(at)), totals[m]);
             }
-        };
+        }
+    };
+    let (whole, biases) = (count - count % 8, &biases[..count]);
+    for at in (0..whole).step_by(8) {
+        add(at, scales[at..].as_ptr(), biases[at..].as_ptr());
     }
-    match scales {
-        Scales::Float32(all) => eights!(all, |at| _mm256_loadu_ps(at)),
-        Scales::Float16(all) => eights!(all, |at| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))),
-        Scales::Bfloat16(all) => eights!(all, |at| {
-            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+    if whole < count {
+        let mut rest = [[T::default(); 8]; 2];
+        rest[0][..count - whole].copy_from_slice(&scales[whole..]);
+        rest[1][..count - whole].copy_from_slice(&biases[whole..]);
+        add(whole, rest[0].as_ptr(), rest[1].as_ptr());
+    }
+    // SAFETY: there is room for eight after the last.
+    unsafe { _mm256_storeu_ps(room.add(count), _mm256_setzero_ps()) };
+}
+
+/// Numbers as stored, read eight at a time.
+trait Eight: Copy + Default {
+    /// # Safety
+    /// The CPU must have AVX2 and F16C; there must be eight numbers.
+    unsafe fn eight(from: *const Self) -> __m256;
+}
+
+impl Eight for f32 {
+    #[inline(always)]
+    unsafe fn eight(from: *const f32) -> __m256 {
+        // SAFETY: the caller vouches for it.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+}
+
+impl Eight for f16 {
+    #[inline(always)]
+    unsafe fn eight(from: *const f16) -> __m256 {
+        // SAFETY: the caller vouches for it.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+}
+
+impl Eight for bf16 {
+    #[inline(always)]
+    unsafe fn eight(from: *const bf16) -> __m256 {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-        }),
-        Scales::Float8(all) => eights!(all, |at| {
-            let codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()));
-            let bits =
-                _mm256_and_si256(_mm256_slli_epi32::<20>(codes), _mm256_set1_epi32(0x87f0_0000u32 as i32));
-            _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(f32::from_bits((127 + 120) << 23)))
-        }),
-        Scales::Exponent(all) => eights!(all, |at| {
-            let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
-            _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32::<23>(codes), _mm256_set1_epi32(1 << 22)))
-        }),
+        }
     }
-    scales.read(start + whole, &mut out[whole..]);
 }
 
 /// The scale of each of eight lanes, from the scale of the first on; `LANES` lanes share one, eight or more
