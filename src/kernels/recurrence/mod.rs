@@ -310,7 +310,10 @@ impl Recurrence {
         let vectors = |operand: usize, head: usize, out: &mut [[f32; LANES]]| {
             let from = operands[operand].positions(batch, head);
             for (t, out) in out.chunks_exact_mut(width).take(steps.count).enumerate() {
-                from.read(start + t, 0, &mut out.as_flattened_mut()[..key_dim]);
+                let (numbers, rest) = out.as_flattened_mut().split_at_mut(key_dim);
+                from.read(start + t, 0, numbers);
+                // Of decays these have become exponentials.
+                rest.fill(0.0);
             }
         };
         vectors(0, key_head, &mut steps.query);
