@@ -82,6 +82,19 @@ struct Kernel {
     }
     return result;
   }
+
+  Arrays vmap(const Arrays& inputs, const std::vector<int>& axes) const {
+    auto ins = mlx_vector_array_new_(inputs);
+    auto outs = mlx_vector_array_new_(Arrays{});
+    auto failed = c.vmap(c.payload, &outs, ins, axes.data(), axes.size());
+    auto result = std::move(mlx_vector_array_get_(outs));
+    mlx_vector_array_free_(ins);
+    mlx_vector_array_free_(outs);
+    if (failed) {
+      throw std::runtime_error(failed_in_rust);
+    }
+    return result;
+  }
 };
 
 // What one evaluation needs on the stream's thread. The arrays' memory is kept alive by the evaluation.
@@ -179,8 +192,11 @@ class RustKernel : public Primitive {
   }
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
-    auto reference = [kernel = kernel_](const Arrays& in) { return kernel->reference(in); };
-    auto outputs = mlx::core::vmap(reference, axes)(inputs);
+    auto outputs = kernel_->vmap(inputs, axes);
+    if (outputs.empty()) {
+      auto reference = [kernel = kernel_](const Arrays& in) { return kernel->reference(in); };
+      outputs = mlx::core::vmap(reference, axes)(inputs);
+    }
     std::vector<int> out_axes(outputs.size(), 0);
     return {std::move(outputs), std::move(out_axes)};
   }

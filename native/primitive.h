@@ -53,6 +53,9 @@ typedef struct mlxport_kernel_ {
       mlx_vector_array cotangents,
       const int* argnums,
       size_t count);
+  // The outputs for each index of the inputs' `axes`, of which -1 is none, along their first axis; none where those of
+  // the reference are to be taken. Returns 0, or 1 after keeping an error.
+  int (*vmap)(void* payload, mlx_vector_array* res, mlx_vector_array inputs, const int* axes, size_t count);
   void (*release)(void* payload);
 } mlxport_kernel;
 

@@ -61,6 +61,7 @@ pub(crate) fn apply_kernel(kernel: Box<dyn CustomKernel>, inputs: &[&Array]) -> 
         run: Some(run),
         reference: Some(reference),
         vjp: Some(vjp),
+        vmap: Some(vmap),
         release: Some(release),
     };
     let mut out = VectorArray::empty();
@@ -167,6 +168,24 @@ extern "C" fn vjp(
         let Some(gradients) = kernel.vjp(&primals, &cotangents, argnums)? else { return Ok(()) };
         // SAFETY: `res` is a live list of C++.
         unsafe { closure::fill(res, &gradients) }
+    })
+}
+
+extern "C" fn vmap(
+    payload: *mut c_void,
+    res: *mut sys::mlx_vector_array,
+    inputs: sys::mlx_vector_array,
+    axes: *const c_int,
+    count: usize,
+) -> c_int {
+    closure::guarded(|| {
+        // SAFETY: MLX lends a live list and `count` integers, and holds the payload.
+        let (kernel, inputs, axes) =
+            unsafe { (kernel_of(payload), super::arrays_of(inputs)?, lent(axes, count)) };
+        let axes: Vec<Option<i32>> = axes.iter().map(|&axis| (axis >= 0).then_some(axis)).collect();
+        let Some(outputs) = kernel.vmap(&inputs, &axes)? else { return Ok(()) };
+        // SAFETY: `res` is a live list of C++.
+        unsafe { closure::fill(res, &outputs) }
     })
 }
 

@@ -8,9 +8,9 @@ use crate::ffi;
 /// An operation with an implementation in Rust for the CPU and a reference in operations of MLX.
 ///
 /// [`apply`] adds it to the lazy graph. On a CPU stream [`cpu`](Self::cpu) computes it; on a GPU stream
-/// [`metal`](Self::metal) does if it has a case for the inputs, else the reference. `vmap` and exported
-/// functions go through the reference too, and gradients unless [`vjp`](Self::vjp) has its own, so all must
-/// compute the same.
+/// [`metal`](Self::metal) does if it has a case for the inputs, else the reference. Exported
+/// functions go through the reference too, and `vmap` and gradients unless [`vmap`](Self::vmap) and
+/// [`vjp`](Self::vjp) have their own, so all must compute the same.
 ///
 /// [`cpu`](Self::cpu) runs on MLX's thread for the stream, where arrays must not be used: an attempt
 /// panics. A panic or an error there comes back from `eval`, and the stream can be used again.
@@ -35,6 +35,12 @@ pub trait CustomKernel: Send + Sync + 'static {
 
     /// Gradients of the inputs that `argnums` names, from those of the outputs; `None` for the reference's.
     fn vjp(&self, _inputs: &[Array], _cotangents: &[Array], _argnums: &[i32]) -> Result<Option<Vec<Array>>> {
+        Ok(None)
+    }
+
+    /// The outputs for each index of the axes of the inputs that are mapped, along their first axis; `None` for the
+    /// reference's.
+    fn vmap(&self, _inputs: &[Array], _axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {
         Ok(None)
     }
 

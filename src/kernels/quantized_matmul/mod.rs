@@ -7,6 +7,7 @@
 //! threads, nor on the other rows of `x` as long as they are at most 12, or more than that.
 
 mod cpu;
+mod mapped;
 mod reference;
 mod rows;
 
@@ -211,5 +212,11 @@ impl CustomKernel for QuantizedMatmul {
             _ => quantized_matmul(dy, w, scales, biases, turned, how),
         })??;
         Ok(Some(vec![ops::astype(&dx, x.dtype())?]))
+    }
+
+    /// MLX has none for its own operation.
+    fn vmap(&self, inputs: &[Array], axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {
+        let y = force(self.path, || mapped::product(self, inputs, axes))??;
+        Ok(Some(vec![y]))
     }
 }

@@ -5,7 +5,7 @@ use super::{floats_fit, reference};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
-use crate::kernels::path::{Path, active_of};
+use crate::kernels::path::{Path, active_of, force};
 use crate::kernels::product::{Lines, to_bf16, to_f16};
 use crate::kernels::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::ops::{self, Quantization, QuantizationMode};
@@ -83,6 +83,19 @@ impl CustomKernel for QuantizedRows {
             return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
         };
         Ok(vec![reference::quantized_rows(w, scales, biases.first(), self.how, ids)?])
+    }
+
+    /// Of one matrix: MLX cannot map what decodes 8-bit floats.
+    fn vmap(&self, inputs: &[Array], axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {
+        let ([w, scales, biases @ .., ids], &[ref parts @ .., Some(axis)]) = (inputs, axes) else {
+            return Ok(None);
+        };
+        if parts.iter().any(Option::is_some) {
+            return Ok(None);
+        }
+        let ids = ops::moveaxis(ids, axis, 0)?;
+        let rows = force(self.path, || quantized_rows(w, scales, biases.first(), self.how, &ids))??;
+        Ok(Some(vec![rows]))
     }
 }
 
