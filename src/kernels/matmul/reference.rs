@@ -10,6 +10,12 @@ pub(super) fn matmul(a: &Array, b: &Array) -> Result<Array> {
 }
 
 pub(super) fn addmm(c: &Array, a: &Array, b: &Array, alpha: f32, beta: f32) -> Result<Array> {
+    let floating = [a, b, c].iter().all(|x| x.dtype().is_floating());
+    if floating && a.shape().last() == Some(&0) {
+        // Nothing to sum: MLX's own reads beyond some `c`, and refuses others.
+        let product = matmul(a, b)?;
+        return ops::broadcast_to(&(c * beta)?, product.shape())? + product;
+    }
     op!(mlx_addmm(c, a, b, alpha, beta))
 }
 
