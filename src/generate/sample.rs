@@ -152,8 +152,7 @@ fn keep_min_p(logprobs: &Array, min_p: f32, least: i32) -> Result<Array> {
     let threshold = (ops::max(logprobs, -1, true)? + f64::from(min_p).ln())?;
     let mut dropped = ops::less(logprobs, &threshold)?;
     if least > 1 {
-        let order = ops::argpartition(logprobs, -least, -1)?;
-        let top = ops::split(&order, [order.dim(-1)? - least], -1)?.swap_remove(1);
+        let top = kernels::top(logprobs, least)?;
         dropped = ops::put_along_axis(&dropped, &top, &ops::zeros(&[1, 1], Dtype::Bool)?, -1)?;
     }
     ops::where_(&dropped, f32::NEG_INFINITY, logprobs)
