@@ -5,7 +5,8 @@ use mlxport::ops::{Quantization, Quantized};
 use mlxport::{Array, Dtype, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
+use crate::matmul::{LIES, Lies};
+use crate::{FLOATS, assert_maps, assert_repeats, check, differences, fast_paths, laid_out, rounded};
 use support::{Numbers, REDUCTION, assert_close, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,8 +21,14 @@ enum Masked {
     AnyOfHead,
     /// The same keys for all queries.
     Keys,
+    /// All keys or none, for each query.
+    Queries,
+    /// All keys or none, as one `bool`.
+    One(bool),
     /// Added, the same for all heads; some are minus infinity.
     Added,
+    /// Added, the same for all of a batch.
+    AddedOfHead,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +108,19 @@ impl Case {
                 let array = Array::from_slice(&seen, &[keys]).unwrap();
                 Some((array, seen.iter().map(|&s| f64::from(u8::from(s))).collect()))
             }
+            Masked::Queries => {
+                let seen: Vec<bool> = (0..length).map(|_| numbers.below(3) > 0).collect();
+                let array = Array::from_slice(&seen, &[length, 1]).unwrap();
+                Some((array, seen.iter().map(|&s| f64::from(u8::from(s))).collect()))
+            }
+            Masked::One(seen) => {
+                let array = ops::full(&[], f64::from(u8::from(seen)), Dtype::Bool).unwrap();
+                Some((array, vec![f64::from(u8::from(seen))]))
+            }
+            Masked::AddedOfHead => {
+                let values = numbers.values((heads * length * keys) as usize);
+                Some(rounded(&values, &[heads, length, keys], dtype))
+            }
             Masked::Added => {
                 let mut values = numbers.values((batch * length * keys) as usize);
                 values.iter_mut().skip(1).step_by(3).for_each(|v| *v = f64::NEG_INFINITY);
@@ -112,8 +132,22 @@ impl Case {
         Self { sizes, masked, q, k, v, mask, sinks, cap: None, quantized: None }
     }
 
-    fn capped(self, cap: f32) -> Self {
-        Self { cap: Some(cap), ..self }
+    fn with_cap(self, cap: Option<f32>) -> Self {
+        Self { cap, ..self }
+    }
+
+    /// With queries, keys and values, and the mask in memory so; row-major leaves keys and values as they are.
+    fn lying(mut self, [q, kv, mask]: [Lies; 3]) -> Self {
+        self.q.0 = laid_out(&self.q.0, q);
+        if !matches!(kv, Lies::RowMajor) {
+            for (array, _) in [&mut self.k, &mut self.v] {
+                *array = laid_out(array, kv);
+            }
+        }
+        if let Some((array, _)) = self.mask.as_mut().filter(|(array, _)| array.ndim() > 1) {
+            *array = laid_out(array, mask);
+        }
+        self
     }
 
     /// With keys and values quantized, as they lie in a cache with room behind the last position, or with heads
@@ -183,7 +217,10 @@ impl Case {
                     Masked::Window(_) | Masked::Any if mask(i * keys + j) == 0.0 => f64::from(f32::MIN),
                     Masked::AnyOfHead if mask(row * keys + j) == 0.0 => f64::from(f32::MIN),
                     Masked::Keys if mask(j) == 0.0 => f64::from(f32::MIN),
+                    Masked::Queries if mask(i) == 0.0 => f64::from(f32::MIN),
+                    Masked::One(false) => f64::from(f32::MIN),
                     Masked::Added => score + mask((b * length + i) * keys + j),
+                    Masked::AddedOfHead => score + mask((head * length + i) * keys + j),
                     _ => score,
                 }
             };
@@ -234,20 +271,19 @@ proptest! {
         dtype in prop::sample::select(&FLOATS[..]),
         masked in prop::sample::select(vec![
             Masked::No, Masked::Causal, Masked::Window(1), Masked::Window(4), Masked::Any, Masked::AnyOfHead,
-            Masked::Keys, Masked::Added,
+            Masked::Keys, Masked::Added, Masked::AddedOfHead, Masked::Queries, Masked::One(true),
+            Masked::One(false),
         ]),
         sinks: bool,
         by_position: bool,
         cap in prop::sample::select(vec![None, None, Some(0.5), Some(30.0)]),
+        lies in [(); 3].map(|()| prop::sample::select(&LIES[..])),
         seed: u64,
     ) {
         let keys = (length + more_keys).max(1);
         let sizes = Sizes { batch, kv_heads, group, length, keys, dims, value_dims };
-        let case = Case::new(sizes, dtype, masked, sinks, by_position, seed);
-        let case = match cap {
-            Some(cap) => case.capped(cap),
-            None => case,
-        };
+        let case = Case::new(sizes, dtype, masked, sinks, by_position, seed).lying(lies);
+        let case = case.with_cap(cap);
         check(&case.exact(), 8.0, || case.attention(), || case.attention())?;
     }
 
@@ -262,7 +298,7 @@ proptest! {
         dtype in prop::sample::select(&FLOATS[..]),
         how in (prop::sample::select(vec![32, 64]), prop::sample::select(vec![2, 3, 4, 5, 6, 8])),
         masked in prop::sample::select(vec![
-            Masked::No, Masked::Causal, Masked::Window(4), Masked::AnyOfHead, Masked::Added,
+            Masked::No, Masked::Causal, Masked::Window(4), Masked::AnyOfHead, Masked::Added, Masked::AddedOfHead,
         ]),
         sinks: bool,
         by_position: bool,
@@ -280,19 +316,84 @@ const SIZES: Sizes = Sizes { batch: 1, kv_heads: 2, group: 2, length: 3, keys: 4
 
 #[test]
 fn results_repeat_and_do_not_depend_on_the_threads() {
-    let before = kernels::threads();
     for sizes in [SIZES, Sizes { length: 1, keys: 600, ..SIZES }, Sizes { length: 40, ..SIZES }] {
-        let case = Case::new(sizes, Dtype::Bfloat16, Masked::Causal, false, false, 3);
-        for path in fast_paths() {
-            let mut seen = Vec::new();
-            for threads in [1, 2, 3, 7] {
-                kernels::set_threads(threads).unwrap();
-                seen.push(bits(&kernels::force(path, || case.attention()).unwrap().unwrap()));
-            }
-            assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{path}");
+        let masks = [Masked::Causal, Masked::Window(9), Masked::Any, Masked::Added];
+        let cases = masks.map(|masked| Case::new(sizes, Dtype::Bfloat16, masked, true, false, 3));
+        let coded = |dims| Sizes { dims, value_dims: dims, ..sizes };
+        let coded = Case::new(coded(64), Dtype::Bfloat16, Masked::Causal, true, false, 3)
+            .quantized(Quantization::affine(32, 4), true);
+        let capped = Case::new(sizes, Dtype::Bfloat16, Masked::Causal, false, true, 3).with_cap(Some(3.0));
+        assert_repeats(|| cases.iter().chain([&coded, &capped]).map(Case::attention).collect());
+    }
+}
+
+/// Lengths that fill no tile, the sizes of heads of models, and caches of several pieces.
+#[test]
+fn heads_of_models_are_as_exact_as_the_reference() {
+    let sizes = [
+        ([65, 127], [72, 72], 1),
+        ([127, 65], [80, 80], 1),
+        ([33, 33], [96, 96], 2),
+        ([1, 600], [256, 256], 3),
+        ([1, 1030], [192, 128], 4),
+        ([2, 800], [64, 64], 4),
+        ([8, 43], [128, 128], 3),
+    ];
+    for (i, ([length, keys], [dims, value_dims], group)) in sizes.into_iter().enumerate() {
+        let sizes = Sizes { batch: 1, kv_heads: 2, group, length, keys, dims, value_dims };
+        let dtype = FLOATS[i % 3];
+        for masked in [Masked::No, Masked::Causal, Masked::Window(20), Masked::AddedOfHead] {
+            let case = Case::new(sizes, dtype, masked, i % 2 == 0, true, i as u64);
+            check(&case.exact(), 8.0, || case.attention(), || case.attention()).unwrap();
         }
     }
-    kernels::set_threads(before).unwrap();
+}
+
+#[test]
+fn a_key_at_minus_infinity_has_no_weight() {
+    for (length, dims) in [(1, 4), (1, 128), (8, 4), (8, 128)] {
+        let sizes = Sizes { length, keys: 8, dims, value_dims: dims, ..SIZES };
+        let mut case = Case::new(sizes, Dtype::Float32, Masked::No, false, false, 5);
+        case.q = rounded(&vec![1.0; case.q.1.len()], case.q.0.shape(), Dtype::Float32);
+        for (i, key) in case.k.1.iter_mut().enumerate() {
+            *key = if (i / dims as usize).is_multiple_of(8) { f64::NEG_INFINITY } else { *key };
+        }
+        case.k = rounded(&case.k.1, case.k.0.shape(), Dtype::Float32);
+        let expected = case.exact();
+        assert!(expected.iter().all(|y| y.is_finite()));
+        check(&expected, 8.0, || case.attention(), || case.attention()).unwrap();
+    }
+}
+
+#[test]
+fn nothing_attends_to_something() {
+    for (q, kv) in [([1, 4, 0, 8], [1, 2, 5, 8]), ([0, 4, 3, 8], [0, 2, 5, 8])] {
+        let [q, kv] = [q, kv].map(|shape| ops::zeros(&shape, Dtype::Float32).unwrap());
+        for path in fast_paths() {
+            let y = || scaled_dot_product_attention(&q, &kv, &kv, SCALE, Mask::Causal, None);
+            let y = kernels::force(path, y).unwrap().unwrap();
+            assert_eq!(y.shape(), q.shape());
+            y.eval().unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let x = |shape: &[i32]| ops::zeros(shape, Dtype::Float32).unwrap();
+    let attend = |q: &[i32], k: &[i32], v: &[i32], mask: Option<&[i32]>, sinks: Option<&[i32]>| {
+        let (mask, sinks) = (mask.map(x), sinks.map(x));
+        let mask = mask.as_ref().map_or(Mask::None, Mask::Array);
+        scaled_dot_product_attention(&x(q), &x(k), &x(v), SCALE, mask, sinks.as_ref()).and_then(|y| y.eval())
+    };
+    let (q, kv) = (&[1, 4, 3, 8][..], &[1, 2, 5, 8][..]);
+    attend(q, kv, kv, Some(&[4, 3, 5]), Some(&[4])).unwrap();
+    attend(q, &[1, 3, 5, 8], &[1, 3, 5, 8], None, None).unwrap_err();
+    attend(q, &[1, 2, 5, 7], kv, None, None).unwrap_err();
+    attend(q, kv, kv, Some(&[4, 2, 5]), None).unwrap_err();
+    attend(q, kv, kv, Some(&[2, 3, 5]), None).unwrap_err();
+    attend(q, kv, kv, None, Some(&[5])).unwrap_err();
+    attend(q, kv, kv, None, Some(&[])).unwrap_err();
 }
 
 #[test]
@@ -315,31 +416,30 @@ fn infinities_and_nans_stay_with_their_query() {
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let sizes = Sizes { keys: 5, dims: 4, value_dims: 3, ..SIZES };
-    for (masked, cap) in [(Masked::Causal, None), (Masked::Any, Some(2.0))] {
-        let mut case = Case::new(sizes, Dtype::Float32, masked, true, false, 8);
-        case.cap = cap;
-        let sum = |case: &Case| case.exact().iter().map(|y| y * y).sum::<f64>();
-        let with = |part: usize, x: &[f64]| {
-            let mut moved = Case::new(sizes, Dtype::Float32, masked, true, false, 8);
-            moved.cap = cap;
-            *[&mut moved.q.1, &mut moved.k.1, &mut moved.v.1][part] = x.to_vec();
-            sum(&moved)
-        };
-        let inputs = [&case.q, &case.k, &case.v];
-        let expected: Vec<Vec<f64>> =
-            (0..3).map(|part| finite_differences(|x| with(part, x), &inputs[part].1)).collect();
-        let sinks = Some(&case.sinks.as_ref().unwrap().0);
+    for (masked, cap) in [(Masked::Causal, None), (Masked::Any, Some(2.0)), (Masked::AddedOfHead, None)] {
+        let mut case = Case::new(sizes, Dtype::Float32, masked, true, false, 8).with_cap(cap);
+        // Queries, keys, values, sinks, and a mask that is added.
+        fn parts(case: &mut Case) -> Vec<&mut (Array, Vec<f64>)> {
+            let added = case.mask.as_mut().filter(|(mask, _)| mask.dtype() == Dtype::Float32);
+            [&mut case.q, &mut case.k, &mut case.v].into_iter().chain(&mut case.sinks).chain(added).collect()
+        }
+        let (args, values): (Vec<_>, Vec<_>) = parts(&mut case).into_iter().map(|part| part.clone()).unzip();
+        let expected = differences(&values, |values| {
+            let mut moved = Case::new(sizes, Dtype::Float32, masked, true, false, 8).with_cap(cap);
+            parts(&mut moved).into_iter().zip(values).for_each(|(part, x)| part.1 = x.clone());
+            moved.exact().iter().map(|y| y * y).sum::<f64>()
+        });
         let loss = |args: &[Array]| {
-            let [q, k, v] = args else { unreachable!() };
+            let [q, k, v, sinks, added @ ..] = args else { unreachable!() };
+            let mask = added.first().map_or(case.mask(), Mask::Array);
             let y = match cap {
-                Some(cap) => soft_capped_attention(q, k, v, SCALE, cap, case.mask(), sinks)?,
-                None => scaled_dot_product_attention(q, k, v, SCALE, case.mask(), sinks)?,
+                Some(cap) => soft_capped_attention(q, k, v, SCALE, cap, mask, Some(sinks))?,
+                None => scaled_dot_product_attention(q, k, v, SCALE, mask, Some(sinks))?,
             };
             ops::sum(&ops::square(&y)?, .., false)
         };
-        let args = inputs.map(|(array, _)| array);
         for path in fast_paths() {
-            let grads = kernels::force(path, || transforms::value_and_grad(loss, args)).unwrap().unwrap().1;
+            let grads = kernels::force(path, || transforms::value_and_grad(loss, &args)).unwrap().unwrap().1;
             for (found, expected) in grads.iter().zip(&expected) {
                 assert_close(found, expected, REDUCTION);
             }
@@ -348,14 +448,57 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
-fn it_maps_over_an_axis() {
-    let case = Case::new(Sizes { batch: 2, ..SIZES }, Dtype::Float32, Masked::Causal, false, false, 9);
-    let f = |args: &[Array]| {
-        let [q, k, v] = args else { unreachable!() };
-        scaled_dot_product_attention(q, k, v, SCALE, Mask::Causal, None)
+fn quantized_attention_has_the_gradient_of_finite_differences() {
+    let how = Quantization::affine(32, 8);
+    let sizes = Sizes { keys: 5, dims: 32, value_dims: 32, ..SIZES };
+    let case = || Case::new(sizes, Dtype::Float32, Masked::Causal, true, false, 8).quantized(how, false);
+    let expected = differences(&[case().q.1], |values| {
+        let moved = Case { q: (case().q.0, values[0].clone()), ..case() };
+        moved.exact().iter().map(|y| y * y).sum::<f64>()
+    });
+    let case = case();
+    let (_, [k, v]) = case.quantized.as_ref().unwrap();
+    let sinks = Some(&case.sinks.as_ref().unwrap().0);
+    let loss = |q: &Array| {
+        let y = quantized_attention(q, k, v, how, SCALE, Mask::Causal, sinks)?;
+        ops::sum(&ops::square(&y)?, .., false)
     };
-    let spread = |x: &Array| ops::expand_dims(x, 1).unwrap();
-    let args = [&case.q.0, &case.k.0, &case.v.0].map(spread);
-    let y = transforms::vmap(f, &args).unwrap().swap_remove(0);
-    assert_close(&y, &case.exact(), REDUCTION);
+    for path in fast_paths() {
+        let found = kernels::force(path, || transforms::grad(loss, &case.q.0)).unwrap().unwrap();
+        assert_close(&found, &expected[0], REDUCTION);
+    }
+}
+
+#[test]
+fn it_maps_over_an_axis() {
+    let spread = |x: &Array| ops::expand_dims(x, 0);
+    for (masked, cap) in [(Masked::Causal, None), (Masked::Added, None), (Masked::Causal, Some(3.0))] {
+        let case = Case::new(Sizes { batch: 2, ..SIZES }, Dtype::Float32, masked, true, false, 9);
+        let zeros = ops::zeros(&[2, 1, 1, 1], Dtype::Float32).unwrap();
+        let mask = case.mask.as_ref().map_or(&zeros, |(mask, _)| mask);
+        let args = [&case.q.0, &case.k.0, &case.v.0, mask, &case.sinks.as_ref().unwrap().0];
+        assert_maps(&args, &[Some(0), Some(0), Some(0), Some(0), None], |args| {
+            let [q, k, v, mask, sinks] = args else { unreachable!() };
+            let mask = if masked == Masked::Causal { Mask::Causal } else { Mask::Array(mask) };
+            let (q, k, v) = (spread(q)?, spread(k)?, spread(v)?);
+            Ok(vec![match cap {
+                Some(cap) => soft_capped_attention(&q, &k, &v, SCALE, cap, mask, Some(sinks))?,
+                None => scaled_dot_product_attention(&q, &k, &v, SCALE, mask, Some(sinks))?,
+            }])
+        });
+    }
+    let how = Quantization::affine(32, 4);
+    let sizes = Sizes { batch: 2, dims: 32, value_dims: 64, ..SIZES };
+    let case = Case::new(sizes, Dtype::Float32, Masked::Causal, false, false, 9).quantized(how, false);
+    let (_, [k, v]) = case.quantized.as_ref().unwrap();
+    let [k_biases, v_biases] = [k, v].map(|x| x.biases.as_ref().unwrap());
+    let args = [&case.q.0, &k.weight, &k.scales, k_biases, &v.weight, &v.scales, v_biases];
+    assert_maps(&args, &[Some(0); 7], |args| {
+        let coded = |parts: &[Array]| {
+            let [weight, scales, biases] = [0, 1, 2].map(|i| spread(&parts[i]));
+            Ok::<_, mlxport::Error>(Quantized { weight: weight?, scales: scales?, biases: Some(biases?) })
+        };
+        let (k, v) = (coded(&args[1..4])?, coded(&args[4..7])?);
+        Ok(vec![quantized_attention(&spread(&args[0])?, &k, &v, how, SCALE, Mask::Causal, None)?])
+    });
 }

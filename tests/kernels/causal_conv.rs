@@ -6,7 +6,7 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_repeats, check, differences, drawn, fast_paths};
+use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
 use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +113,7 @@ proptest! {
         for path in fast_paths() {
             let (out, state) = mlxport::kernels::force(path, || case.run(&inputs)).unwrap().unwrap();
             out.eval().unwrap();
+            prop_assert_eq!(state.dtype(), dtypes[0]);
             prop_assert_eq!(to_f64(&state), last.clone());
         }
     }
@@ -148,6 +149,20 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
     let case = Case { sizes: [2, 90, 200, 4], has_bias: true, with_state: true, silu: true };
     let (inputs, _) = case.draw([Dtype::Bfloat16; 2], Lies::Strided, 1.0, 3);
     assert_repeats(|| case.run(&inputs).map(|(out, state)| vec![out, state]));
+}
+
+#[test]
+fn it_maps_over_an_axis() {
+    for (length, silu) in [(1, false), (3, true)] {
+        let case = Case { sizes: [2, length, 3, 3], has_bias: true, with_state: true, silu };
+        let (inputs, _) = case.draw([Dtype::Float32; 2], Lies::RowMajor, 1.0, 5);
+        let twice = |x: &Array| ops::stack([x, &(x * 0.5).unwrap()], 1).unwrap();
+        let mut inputs: Vec<Array> = inputs.iter().map(twice).collect();
+        inputs[1] = inputs[1].index((.., 0)).unwrap();
+        assert_maps(&inputs.iter().collect::<Vec<_>>(), &[Some(1), None, Some(1), Some(1)], |args| {
+            case.run(args).map(|(out, state)| vec![out, state])
+        });
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use mlxport::kernels;
 use mlxport::{Array, Dtype, ops, transforms};
 use proptest::prelude::*;
 
-use crate::{FLOATS, bits, check, fast_paths, rounded};
+use crate::{FLOATS, assert_maps, assert_repeats, bits, check, fast_paths, rounded};
 use support::{Numbers, to_f64};
 
 /// How an operand lies in memory.
@@ -113,7 +113,8 @@ proptest! {
 
         let c_shape = [vec![n as i32], vec![m as i32, 1], vec![1], vec![m as i32, n as i32]];
         let c_shape = &c_shape[seed as usize % 4];
-        let (c, c_values) = random(&mut numbers, c_shape, dtypes[0], Lies::RowMajor);
+        let c_lies = if c_shape.len() > 1 { lies.0 } else { Lies::RowMajor };
+        let (c, c_values) = random(&mut numbers, c_shape, dtypes[0], c_lies);
         let sum = |(i, p): (usize, &f64)| {
             let (row, column) = (i / n % m, i % n);
             let at = match c_shape[..] {
@@ -243,6 +244,70 @@ fn the_gradient_is_that_of_the_product() {
         support::assert_close(&grads[0], &of_a, support::REDUCTION);
         support::assert_close(&grads[1], &of_b, support::REDUCTION);
         support::assert_close(&grads[2], &[10.0; 7], support::REDUCTION);
+    }
+}
+
+#[test]
+fn many_rows_are_as_exact_as_the_reference() {
+    // More than are packed at a time and than a thread takes, and two batches of sums with something added.
+    for (i, [m, n, k]) in [[530, 600, 20], [1030, 40, 3], [300, 200, 5]].into_iter().enumerate() {
+        let mut numbers = Numbers(i as u64);
+        let batch = if i == 2 { 2 } else { 1 };
+        let (a, a_values) = random(&mut numbers, &[batch, m, k], Dtype::Bfloat16, Lies::RowMajor);
+        let (b, b_values) = random(&mut numbers, &[batch, k, n], Dtype::Bfloat16, Lies::RowMajor);
+        let (c, c_values) = random(&mut numbers, &[batch, m, 1], Dtype::Bfloat16, Lies::RowMajor);
+        let sizes = [m, n, k].map(|size| size as usize);
+        let product = exact(&a_values, &b_values, [batch as usize; 2], sizes);
+        check(&product, 1.0, || ops::matmul(&a, &b), || ops::matmul(&a, &b)).unwrap();
+        let sums = product.iter().enumerate().map(|(at, p)| p + c_values[at / sizes[1]]);
+        let f = || ops::addmm(&c, &a, &b, 1.0, 1.0);
+        check(&sums.collect::<Vec<_>>(), 1.0, f, f).unwrap();
+    }
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    let mut numbers = Numbers(9);
+    let mut draw = |shape: &[i32]| random(&mut numbers, shape, Dtype::Bfloat16, Lies::RowMajor).0;
+    let (a, b, c) = (draw(&[3, 4, 5]), draw(&[5, 6, 3]), draw(&[6]));
+    assert_maps(&[&a, &b, &c], &[Some(0), Some(2), None], |args| {
+        let [a, b, c] = args else { unreachable!() };
+        Ok(vec![ops::matmul(a, b)?, ops::addmm(c, a, b, 0.5, 2.0)?])
+    });
+    let shared = draw(&[5, 6]);
+    assert_maps(&[&a, &shared], &[Some(0), None], |args| Ok(vec![ops::matmul(&args[0], &args[1])?]));
+}
+
+#[test]
+fn picked_products_repeat_have_gradients_and_take_any_index() {
+    let mut numbers = Numbers(9);
+    let (a, a_values) = random(&mut numbers, &[3, 2, 5], Dtype::Float32, Lies::RowMajor);
+    let (b, b_values) = random(&mut numbers, &[2, 5, 4], Dtype::Float32, Lies::RowMajor);
+    let (left, right) = ([2u32, 0, 2], [1u32, 0, 0]);
+    let indices = |of: &[u32]| Array::from_slice(of, &[of.len() as i32]).unwrap();
+    let picked = |a: &Array, b: &Array, left: &[u32], right: &[u32]| {
+        ops::gather_mm(a, b, Some(&indices(left)), Some(&indices(right)), false)
+    };
+    let expected = crate::differences(&[a_values, b_values], |values| {
+        let product = |(&l, &r): (&u32, &u32)| {
+            exact(&values[0][l as usize * 10..][..10], &values[1][r as usize * 20..][..20], [1, 1], [2, 4, 5])
+        };
+        left.iter().zip(&right).flat_map(product).map(|y| y * y).sum()
+    });
+    let loss =
+        |args: &[Array]| ops::sum(&ops::square(&picked(&args[0], &args[1], &left, &right)?)?, .., false);
+    for path in fast_paths() {
+        let found = kernels::force(path, || transforms::value_and_grad(loss, [&a, &b])).unwrap().unwrap().1;
+        for (found, expected) in found.iter().zip(&expected) {
+            support::assert_close(found, expected, support::SOLVER);
+        }
+        // Indices are taken modulo the size of the batch.
+        let on = |left: &[u32], right: &[u32]| kernels::force(path, || picked(&a, &b, left, right)).unwrap();
+        assert_eq!(bits(&on(&[5, u32::MAX], &[3, 4]).unwrap()), bits(&on(&[2, 0], &[1, 0]).unwrap()));
+    }
+    for dtype in FLOATS {
+        let (a, b) = (ops::astype(&a, dtype).unwrap(), ops::astype(&b, dtype).unwrap());
+        assert_repeats(|| Ok(vec![picked(&a, &b, &left, &right)?]));
     }
 }
 

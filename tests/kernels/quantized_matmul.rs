@@ -6,7 +6,7 @@ use mlxport::ops::{self, Quantization, QuantizationMode};
 use mlxport::{Array, Dtype, transforms};
 use proptest::prelude::*;
 
-use crate::{FLOATS, bits, check, fast_paths, rounded};
+use crate::{FLOATS, assert_maps, assert_repeats, bits, check, fast_paths, largest_error, rounded};
 use support::{Numbers, epsilon, to_f64};
 
 /// A product, its operands as MLX has them, and its exact result.
@@ -118,6 +118,11 @@ impl Case {
         ops::quantized_matmul(&self.x, &self.w, &self.scales, self.biases.as_ref(), true, self.how)
     }
 
+    fn weight(&self) -> Weight {
+        let Self { w, scales, biases, how, .. } = self;
+        Weight::Quantized { weight: w.clone(), scales: scales.clone(), biases: biases.clone(), how: *how }
+    }
+
     fn on(&self, path: Path) -> Array {
         let y = kernels::force(path, || self.product()).unwrap().unwrap();
         y.eval().unwrap();
@@ -126,7 +131,7 @@ impl Case {
 
     /// The largest error of `y`.
     fn error(&self, y: &Array) -> f64 {
-        to_f64(y).iter().zip(self.exact()).fold(0.0, |max, (y, exact)| f64::max(max, (y - exact).abs()))
+        largest_error(y, &self.exact())
     }
 
     /// Holds every path to: at most twice the reference's error, and one unit in the last place of the
@@ -445,12 +450,7 @@ fn rows_are_looked_up() {
             let at = |id: &i32| id.rem_euclid(7) as usize * k;
             let expected: Vec<f64> = ids.iter().flat_map(|id| case.decoded[at(id)..][..k].to_vec()).collect();
             let ids = Array::from_slice(&ids, &[2, 3]).unwrap();
-            let weight = Weight::Quantized {
-                weight: case.w.clone(),
-                scales: case.scales.clone(),
-                biases: case.biases.clone(),
-                how,
-            };
+            let weight = case.weight();
             check(&expected, 0.0, || weight.rows(&ids), || weight.rows(&ids)).unwrap();
         }
     }
@@ -520,19 +520,180 @@ fn a_path_is_pinned_for_a_scope() {
     }
 }
 
+/// Weights are zero where the large numbers are, so nothing of the result covers what those beside them lose.
 #[test]
 fn outliers_take_nothing_from_the_numbers_beside_them() {
+    const OUTLIERS: usize = 300;
     for (i, how) in quantizations().into_iter().enumerate() {
         for dtype in [Dtype::Float16, Dtype::Bfloat16] {
             for exponent in [3, 8, 13] {
-                let mut count = 0;
+                let is_outlier = |column: usize| column % OUTLIERS == 7;
+                let (rows, k) = (9, 768);
+                let mut at = 0;
                 let value = |random: &mut Numbers| {
-                    count += 1;
-                    unit_values(random) * if count % 300 == 7 { 2f64.powi(exponent) } else { 1.0 }
+                    let fine = (random.bits() >> 11) as f64 / 2f64.powi(52) - 1.0;
+                    at += 1;
+                    if is_outlier((at - 1) % k) { 2f64.powi(exponent) } else { fine }
                 };
-                let case = Case::new(how, [dtype; 2], &[4], 33, 768 / how.group_size, i as u64, value);
+                let mut case =
+                    Case::new(how, [dtype; 2], &[2], rows, k as i32 / how.group_size, i as u64, value);
+                case.set_zero(is_outlier);
                 case.check(None).unwrap();
             }
         }
+    }
+}
+
+impl Case {
+    /// Makes these columns of the weights zero: their codes, and for affine ones all biases.
+    fn set_zero(&mut self, zero: impl Fn(usize) -> bool) {
+        let mut words = self.w.to_vec::<u32>().unwrap();
+        let (bits, columns) = (self.how.bits as usize, self.x.shape()[1] as usize);
+        let width = columns * bits / 32;
+        for (row, words) in words.chunks_exact_mut(width).enumerate() {
+            let group = |column: usize| (row * columns + column) / self.how.group_size as usize;
+            let biases = self.biases.as_ref().map(to_f64);
+            for (column, value) in self.decoded[row * columns..][..columns].iter_mut().enumerate() {
+                *value -= biases.as_ref().map_or(0.0, |biases| biases[group(column)]);
+                if zero(column) {
+                    *value = 0.0;
+                    (column * bits..(column + 1) * bits)
+                        .for_each(|bit| words[bit / 32] &= !(1 << (bit % 32)));
+                }
+            }
+        }
+        self.w = Array::from_slice(&words, self.w.shape()).unwrap();
+        self.biases = self.biases.as_ref().map(|biases| ops::zeros_like(biases).unwrap());
+    }
+}
+
+#[test]
+fn many_rows_are_computed_piece_by_piece() {
+    // More than are worth another thread, and more rows of `x` than are converted at a time.
+    let how = Quantization::affine(32, 4);
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        Case::new(how, [dtype; 2], &[530], 70, 1, 5, unit_values).check(None).unwrap();
+        let case = Case::new(how, [dtype; 2], &[1], 600, 4, 6, unit_values);
+        let ids: Vec<i32> = (0..900).map(|i| i * 37 % 600).collect();
+        let expected: Vec<f64> =
+            ids.iter().flat_map(|&id| case.decoded[id as usize * 128..][..128].to_vec()).collect();
+        let ids = Array::from_slice(&ids, &[900]).unwrap();
+        check(&expected, 0.0, || case.weight().rows(&ids), || case.weight().rows(&ids)).unwrap();
+    }
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    for how in quantizations() {
+        let all = Several::new(how, Dtype::Float32, true, 6, 2, 3);
+        let [k, n] = all.sizes();
+        let (x, _) = Numbers(1).array(&[3, 2, k]);
+        let (turned, _) = Numbers(2).array(&[2, n, 3]);
+        let (w, scales, biases) = (&all.w, &all.scales, all.biases.as_ref());
+        let one = &all.cases[0];
+        // The rows alone, by matrices turned or not.
+        let product = |x: &Array, transpose| {
+            ops::quantized_matmul(x, &one.w, &one.scales, one.biases.as_ref(), transpose, how)
+        };
+        assert_maps(&[&x], &[Some(0)], |args| Ok(vec![product(&args[0], true)?]));
+        assert_maps(&[&turned], &[Some(2)], |args| Ok(vec![product(&args[0], false)?]));
+        // Each with its own matrix.
+        let zeros = ops::zeros(&[3], Dtype::Float32).unwrap();
+        let biases_or = biases.unwrap_or(&zeros);
+        assert_maps(&[&x, w, scales, biases_or], &[Some(0); 4], |args| {
+            let [x, w, scales, rest] = args else { unreachable!() };
+            let biases = biases.is_some().then_some(rest);
+            Ok(vec![ops::quantized_matmul(x, w, scales, biases, true, how)?])
+        });
+        // Picked matrices of a batch.
+        let picks = Array::from_slice(&[2u32, 0, 1, 1, 0, 2], &[3, 2]).unwrap();
+        assert_maps(&[&x, &picks], &[Some(0); 2], |args| {
+            let x = ops::expand_dims(&args[0], 1)?;
+            Ok(vec![ops::gather_qmm(&x, w, scales, biases, None, Some(&args[1]), true, how, false)?])
+        });
+        // Rows that are looked up.
+        let ids = Array::from_slice(&[0i32, 5, 3, 1, 2, 2], &[2, 3]).unwrap();
+        let weight = one.weight();
+        assert_maps(&[&ids], &[Some(1)], |args| Ok(vec![weight.rows(&args[0])?]));
+    }
+}
+
+#[test]
+fn ternary_products_have_gradients_and_map_over_an_axis() {
+    for bits in [1, 2] {
+        let numbers = &mut Numbers(bits as u64);
+        let [n, k] = [5, 64];
+        let codes: Vec<u32> = (0..n * k).map(|_| numbers.below(bits as usize + 1) as u32).collect();
+        let word = |codes: &[u32]| codes.iter().enumerate().fold(0, |w, (i, c)| w | c << (i as i32 * bits));
+        let words: Vec<u32> = codes.chunks_exact(32 / bits as usize).map(word).collect();
+        let w = Array::from_slice(&words, &[n, k * bits / 32]).unwrap();
+        let [(x, x_values), (scales, scale_values)] = [[3, k], [n, 2]].map(|shape| numbers.array(&shape));
+        let exact = |values: &[Vec<f64>]| {
+            let sign =
+                |code: u32| if bits == 1 { 2.0 * f64::from(code) - 1.0 } else { f64::from(code) - 1.0 };
+            let weight = |row: usize, i: usize| sign(codes[row * 64 + i]) * values[1][row * 2 + i / 32];
+            let dot = |x: &[f64], row| x.iter().enumerate().map(|(i, x)| x * weight(row, i)).sum::<f64>();
+            let rows = values[0].chunks_exact(64).flat_map(|x| (0..n as usize).map(move |row| (x, row)));
+            rows.map(|(x, row)| dot(x, row).powi(2)).sum::<f64>()
+        };
+        let expected = crate::differences(&[x_values, scale_values], exact);
+        let product = |args: &[Array]| kernels::ternary_matmul(&args[0], &w, &args[1], bits);
+        let loss = |args: &[Array]| ops::sum(&ops::square(&product(args)?)?, .., false);
+        for path in fast_paths() {
+            let found = kernels::force(path, || transforms::value_and_grad(loss, [&x, &scales]));
+            for (found, expected) in found.unwrap().unwrap().1.iter().zip(&expected) {
+                support::assert_close(found, expected, support::SOLVER);
+            }
+        }
+        assert_maps(&[&x, &scales], &[Some(0), None], |args| {
+            Ok(vec![product(&[ops::expand_dims(&args[0], 0)?, args[1].clone()])?])
+        });
+        assert_repeats(|| Ok(vec![product(&[x.clone(), scales.clone()])?]));
+        let refused = |x: &[i32], scales: &[i32]| {
+            let [x, scales] = [x, scales].map(|shape| ops::zeros(shape, Dtype::Float32).unwrap());
+            kernels::ternary_matmul(&x, &w, &scales, bits).unwrap_err();
+        };
+        refused(&[3, 32], &[5, 2]);
+        refused(&[3, 64], &[4, 2]);
+        refused(&[3, 64], &[5, 3]);
+        refused(&[3, 64], &[5, 4]);
+    }
+}
+
+#[test]
+fn every_product_repeats_and_does_not_depend_on_the_threads() {
+    for (i, how) in quantizations().into_iter().enumerate().step_by(4) {
+        let all = Several::new(how, Dtype::Bfloat16, true, 130, 512 / how.group_size, i as u64);
+        let (one, numbers) = (&all.cases[0], &mut Numbers(1));
+        let mut x = |rows: i32| {
+            rounded(
+                &numbers.values((rows * all.sizes()[0]) as usize),
+                &[rows, all.sizes()[0]],
+                Dtype::Bfloat16,
+            )
+            .0
+        };
+        let (few, many) = (x(4), x(20));
+        let right = Array::from_slice(&[2u32, 0, 2], &[3]).unwrap();
+        let ids = Array::from_slice(&[3i32, 129, 0].repeat(30), &[90]).unwrap();
+        assert_repeats(|| {
+            let product =
+                |x: &Array, w: &Case| ops::quantized_matmul(x, &w.w, &w.scales, w.biases.as_ref(), true, how);
+            let picked = |x: &Array| {
+                ops::gather_qmm(
+                    x,
+                    &all.w,
+                    &all.scales,
+                    all.biases.as_ref(),
+                    None,
+                    Some(&right),
+                    true,
+                    how,
+                    false,
+                )
+            };
+            let rows = one.weight().rows(&ids)?;
+            Ok(vec![product(&few, one)?, product(&many, one)?, picked(&few)?, picked(&many)?, rows])
+        });
     }
 }

@@ -6,7 +6,7 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_repeats, check, differences, drawn, fast_paths};
+use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
 use support::{Numbers, SOLVER, assert_close, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -201,6 +201,21 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
         let case = Case { rule, length: 40, key_heads: 4, heads: 4, key_dim: 20, value_dim: 20, ..SMALL };
         let (inputs, _) = case.draw(Dtype::Bfloat16, Lies::Strided, 1.0, 3);
         assert_repeats(|| case.run(&inputs).map(|(out, state)| vec![out, state]));
+    }
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    for rule in [Rule::Linear, Rule::Delta, Rule::Wkv] {
+        for length in [1, 3] {
+            let heads = if rule == Rule::Wkv { 1 } else { 2 };
+            let case = Case { rule, length, heads, ..SMALL };
+            let (inputs, _) = case.draw(Dtype::Float32, Lies::RowMajor, 1.0, 5);
+            let twice = |x: &Array| ops::stack([x, &(x * 0.5).unwrap()], 1).unwrap();
+            let inputs: Vec<Array> = inputs.iter().map(twice).collect();
+            let run = |args: &[Array]| case.run(args).map(|(out, state)| vec![out, state]);
+            assert_maps(&inputs.iter().collect::<Vec<_>>(), &vec![Some(1); inputs.len()], run);
+        }
     }
 }
 

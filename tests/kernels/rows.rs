@@ -4,8 +4,8 @@ use mlxport::nn::activations::{Activation, swiglu};
 use mlxport::{Array, Dtype, fast, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::{FLOATS, bits, check, fast_paths, finite_differences, rounded};
-use support::{Numbers, REDUCTION, assert_close, difference, to_f64};
+use crate::{FLOATS, assert_maps, assert_repeats, check, fast_paths, finite_differences, rounded};
+use support::{Numbers, REDUCTION, difference, epsilon, to_f64};
 
 fn random(numbers: &mut Numbers, shape: &[i32], dtype: Dtype, scale: f64) -> (Array, Vec<f64>) {
     let count = shape.iter().map(|&d| d as usize).product();
@@ -221,26 +221,201 @@ fn what_is_not_finite_stays_in_its_row() {
     }
 }
 
+/// Everything here, of one row or more: `x` and what is like it, and weights as long as a row.
+fn all(x: &Array, like: &Array, weight: &Array) -> mlxport::Result<Vec<Array>> {
+    let dims = x.dim(-1)? / 2 * 2;
+    let [sum, normed] = fast::add_rms_norm(x, like, weight, 1e-5)?;
+    Ok(vec![
+        fast::rms_norm(x, Some(weight), 1e-5)?,
+        fast::layer_norm(x, Some(weight), Some(weight), 1e-5)?,
+        fast::layer_norm(x, None, Some(weight), 1e-5)?,
+        ops::softmax(x, -1, true)?,
+        fast::rope(x, dims, true, 10_000.0, 1.0, 7)?,
+        fast::rms_norm_rope(x, weight, 1e-5, dims, false, 10_000.0, 1.0, 7)?,
+        swiglu(x, like)?,
+        Activation::GeluTanh.gated(x, like)?,
+        Activation::GeluSigmoid.gated(x, like)?,
+        sum,
+        normed,
+    ])
+}
+
 #[test]
 fn results_repeat_and_do_not_depend_on_the_threads() {
-    let before = kernels::threads();
-    let (x, _) = random(&mut Numbers(2), &[3, 70, 300], Dtype::Bfloat16, 2.0);
-    let all = || -> mlxport::Result<Vec<u8>> {
-        let mut seen = bits(&fast::rms_norm(&x, None, 1e-5)?);
-        seen.extend(bits(&ops::softmax(&x, -1, true)?));
-        seen.extend(bits(&fast::rope(&x, 300, false, 10_000.0, 1.0, 7)?));
-        seen.extend(bits(&swiglu(&x, &x)?));
-        Ok(seen)
-    };
-    for path in fast_paths() {
-        let mut seen = Vec::new();
-        for threads in [1, 2, 5] {
-            kernels::set_threads(threads).unwrap();
-            seen.push(kernels::force(path, all).unwrap().unwrap());
-        }
-        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{path}");
+    let mut numbers = Numbers(2);
+    for how in 0..3 {
+        let [x, like] =
+            [(); 2].map(|()| lying(&random(&mut numbers, &[3, 70, 300], Dtype::Bfloat16, 2.0).0, how));
+        let (weight, _) = random(&mut numbers, &[300], Dtype::Bfloat16, 2.0);
+        assert_repeats(|| all(&x, &like, &weight));
     }
-    kernels::set_threads(before).unwrap();
+}
+
+/// More rows than a thread takes at a time, and more positions than angles are computed at a time.
+#[test]
+fn many_rows_are_as_exact_as_the_reference() {
+    const SHAPE: [i32; 3] = [2, 70, 130];
+    let n = 130;
+    for (how, dtype) in FLOATS.into_iter().enumerate() {
+        let mut numbers = Numbers(how as u64);
+        let [(x, values), (y, added)] = [(); 2].map(|()| random(&mut numbers, &SHAPE, dtype, 2.0));
+        let (x, y) = (lying(&x, how), lying(&y, how));
+        let (weight, w) = random(&mut numbers, &[130], dtype, 2.0);
+        let rows = |f: &dyn Fn(&[f64]) -> Vec<f64>| by_row(&values, n, f);
+        let turn = |(row, x): (usize, Vec<f64>)| {
+            let mut y = x.clone();
+            for i in 0..n / 2 {
+                let angle = (7.0 + (row % 70) as f64) * 10_000f64.powf(-2.0 * i as f64 / n as f64);
+                let ((sin, cos), j) = (angle.sin_cos(), i + n / 2);
+                (y[i], y[j]) = (x[i] * cos - x[j] * sin, x[i] * sin + x[j] * cos);
+            }
+            y
+        };
+        let sum: Vec<f64> = values.iter().zip(&added).map(|(x, y)| x + y).collect();
+        let (_, rounded_sum) = rounded(&sum, &SHAPE, dtype);
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / n as f64;
+        let centred = |x: &[f64]| x.iter().map(|v| v - mean(x)).collect::<Vec<_>>();
+        let biased = |y: &[f64]| y.iter().zip(&w).map(|(y, b)| y + b).collect::<Vec<_>>();
+        let normed_rows = rows(&|x| normed(x, &w));
+        let pairs =
+            |unit: &dyn Fn(f64) -> f64| values.iter().zip(&added).map(|(g, x)| unit(*g) * x).collect();
+        let turned = |rows: &[f64]| rows.chunks(n).map(<[f64]>::to_vec).enumerate().flat_map(turn).collect();
+        let expected: [(usize, Vec<f64>); 9] = [
+            (0, normed_rows.clone()),
+            (1, rows(&|x| biased(&normed(&centred(x), &w)))),
+            (2, rows(&|x| biased(&normed(&centred(x), &vec![1.0; n])))),
+            (5, turned(&normed_rows)),
+            (6, pairs(&|g| g * sigmoid(g))),
+            (7, pairs(&gelu_tanh)),
+            (8, pairs(&|g| g * sigmoid(1.702 * g))),
+            (9, sum),
+            (10, by_row(&rounded_sum, n, |x| normed(x, &w))),
+        ];
+        for (which, expected) in &expected {
+            let f = || Ok(all(&x, &y, &weight)?.swap_remove(*which));
+            check(expected, 4.0, f, f).unwrap();
+        }
+        let f = || fast::rope(&x, 130, false, 10_000.0, 1.0, 7);
+        check(&turned(&values), 1.0, f, f).unwrap();
+    }
+}
+
+/// Angles are as exact at any position; the reference's are not.
+#[test]
+fn positions_far_away_turn_as_exactly_as_near_ones() {
+    let (x, values) = random(&mut Numbers(4), &[1, 1, 3, 16], Dtype::Float32, 1.0);
+    for offset in [5, 1 << 20, (1 << 24) + 1] {
+        let turn = |(row, x): (usize, &[f64])| {
+            let mut y = x.to_vec();
+            for i in 0..8 {
+                let frequency = f64::from(10_000f32).powf(-(i as f64) / 8.0);
+                let (sin, cos) = ((f64::from(offset) + row as f64) * frequency).sin_cos();
+                (y[i], y[i + 8]) = (x[i] * cos - x[i + 8] * sin, x[i] * sin + x[i + 8] * cos);
+            }
+            y
+        };
+        let expected: Vec<f64> = values.chunks_exact(16).enumerate().flat_map(turn).collect();
+        for path in fast_paths() {
+            let y = || fast::rope(&x, 16, false, 10_000.0, 1.0, offset);
+            let y = to_f64(&kernels::force(path, y).unwrap().unwrap());
+            let wrong = difference(&y, &expected, epsilon(Dtype::Float32), support::ROUNDING);
+            assert!(wrong.is_none(), "{path} {offset}: {wrong:?}");
+        }
+    }
+}
+
+/// Large means, and numbers whose exponentials or squares are at the ends of their range.
+#[test]
+fn ends_of_the_range_are_as_exact_as_the_reference() {
+    for (shift, spread) in [(1000.0, 1.0), (-300.0, 1.0), (88.0, 60.0), (0.0, 100.0)] {
+        let numbers: Vec<f64> = Numbers(9).values(3 * 50).iter().map(|v| shift + v * spread).collect();
+        let (x, values) = rounded(&numbers, &[3, 50], Dtype::Float32);
+        let (one, _) = rounded(&[1.0; 150], &[3, 50], Dtype::Float32);
+        let softmax = |x: &[f64]| {
+            let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
+            x.iter().map(|x| (x - max).exp() / sum).collect()
+        };
+        check(
+            &by_row(&values, 50, softmax),
+            1.0,
+            || ops::softmax(&x, -1, true),
+            || ops::softmax(&x, 1, true),
+        )
+        .unwrap();
+        let centred = |x: &[f64]| {
+            let mean = x.iter().sum::<f64>() / x.len() as f64;
+            normed(&x.iter().map(|x| x - mean).collect::<Vec<_>>(), &[1.0; 50])
+        };
+        // The variance in `float32` of numbers about 1000 is good to three digits.
+        let f = || fast::layer_norm(&x, None, None, 1e-5);
+        check(&by_row(&values, 50, centred), 4.0 * shift.abs().max(1.0), f, f).unwrap();
+        let expected: Vec<f64> = values.iter().map(|g| g * sigmoid(*g)).collect();
+        check(&expected, 0.0, || swiglu(&x, &one), || swiglu(&x, &one)).unwrap();
+    }
+    // Products of what a gate lets through may be finite where its parts are not.
+    let (gate, _) = rounded(&[3e30, -3e30, 1e-30], &[3], Dtype::Float32);
+    let (x, _) = rounded(&[1e-30, 1e30, 1e30], &[3], Dtype::Float32);
+    for path in fast_paths() {
+        for unit in [Activation::GeluTanh, Activation::GeluSigmoid] {
+            let y = to_f64(&kernels::force(path, || unit.gated(&gate, &x)).unwrap().unwrap());
+            assert!((y[0] - 3.0).abs() < 1e-5 && y[1] == 0.0 && (y[2] - 0.5).abs() < 1e-5, "{path} {y:?}");
+        }
+    }
+}
+
+/// No rows, rows of nothing, one axis, and rows that lie apart or repeat.
+#[test]
+fn rows_of_any_shape_are_rows() {
+    let mut numbers = Numbers(8);
+    for shape in [&[0, 8][..], &[2, 0, 8], &[3, 0]] {
+        let [x, weight] = [shape, &shape[shape.len() - 1..]]
+            .map(|shape| random(&mut numbers, shape, Dtype::Float32, 1.0).0);
+        for path in fast_paths() {
+            let same = |y: mlxport::Result<Array>| {
+                let y = y.unwrap();
+                assert_eq!(y.shape(), shape, "{path}");
+                y.eval().unwrap();
+            };
+            kernels::force(path, || {
+                same(fast::rms_norm(&x, Some(&weight), 1e-5));
+                same(fast::layer_norm(&x, Some(&weight), Some(&weight), 1e-5));
+                same(ops::softmax(&x, -1, true));
+                same(swiglu(&x, &x));
+                same(fast::add_rms_norm(&x, &x, &weight, 1e-5).map(|[_, y]| y));
+            })
+            .unwrap();
+        }
+    }
+    let (x, values) = random(&mut numbers, &[6, 4, 40], Dtype::Float32, 2.0);
+    let (weight, w) = random(&mut numbers, &[40], Dtype::Float32, 2.0);
+    let row = |i: usize, j: usize| &values[(i * 4 + j) * 40..][..40];
+    let single = ops::slice(&x, &[2, 1, 0], &[3, 2, 40], &[1; 3]).unwrap();
+    let last = ops::squeeze(&ops::slice(&x, &[0, 3, 0], &[6, 4, 40], &[1; 3]).unwrap(), 1).unwrap();
+    let repeated = ops::broadcast_to(&last, &[5, 6, 40]).unwrap();
+    let swapped = ops::swapaxes(&x, 0, 1).unwrap();
+    let cases: [(Array, Vec<f64>); 5] = [
+        (ops::reshape(&single, &[40]).unwrap(), row(2, 1).to_vec()),
+        (single, row(2, 1).to_vec()),
+        (last, (0..6).flat_map(|i| row(i, 3).to_vec()).collect()),
+        (repeated, (0..30).flat_map(|i| row(i % 6, 3).to_vec()).collect()),
+        (swapped, (0..24).flat_map(|i| row(i % 6, i / 6).to_vec()).collect()),
+    ];
+    for (x, values) in &cases {
+        let expected = by_row(values, 40, |x| normed(x, &w));
+        check(
+            &expected,
+            2.0,
+            || fast::rms_norm(x, Some(&weight), 1e-5),
+            || fast::rms_norm(x, Some(&weight), 1e-5),
+        )
+        .unwrap();
+        let expected: Vec<f64> = values.iter().map(|g| g * g * sigmoid(*g)).collect();
+        check(&expected, 0.0, || swiglu(x, x), || swiglu(x, x)).unwrap();
+        let expected: Vec<f64> = values.iter().map(|x| x + x).collect();
+        let f = || fast::add_rms_norm(x, x, &weight, 1e-5).map(|[sum, _]| sum);
+        check(&expected, 0.0, f, f).unwrap();
+    }
 }
 
 #[test]
@@ -264,7 +439,7 @@ fn gradients_are_those_of_finite_differences() {
         }
         y
     }
-    let kernels: [(&str, Kernel, Exact); 8] = [
+    let kernels: [(&str, Kernel, Exact); 10] = [
         ("rms_norm", |x, w| fast::rms_norm(x, Some(w), 1e-5), normed),
         ("layer_norm", |x, w| fast::layer_norm(x, Some(w), Some(w), 1e-5), layer_normed),
         (
@@ -286,6 +461,20 @@ fn gradients_are_those_of_finite_differences() {
             "swiglu",
             |x, w| swiglu(x, &ops::broadcast_to(w, x.shape())?),
             |x, w| x.iter().zip(w).map(|(x, w)| x * sigmoid(*x) * w).collect(),
+        ),
+        (
+            "gelu by a sigmoid",
+            |x, w| Activation::GeluSigmoid.gated(x, &ops::broadcast_to(w, x.shape())?),
+            |x, w| x.iter().zip(w).map(|(x, w)| x * sigmoid(1.702 * x) * w).collect(),
+        ),
+        (
+            "rope of pairs",
+            |x, w| fast::rope(&(x * w)?, 8, true, 10_000.0, 1.0, 3),
+            |x, w| {
+                let apart = |x: &[f64]| (0..8).map(|i| x[i % 4 * 2 + i / 4]).collect::<Vec<_>>();
+                let y = turned(&apart(&x.iter().zip(w).map(|(x, w)| x * w).collect::<Vec<_>>()));
+                (0..8).map(|i| y[i % 2 * 4 + i / 2]).collect()
+            },
         ),
         (
             "geglu",
@@ -328,20 +517,15 @@ fn gradients_are_those_of_finite_differences() {
 
 #[test]
 fn they_map_over_an_axis() {
-    let (x, values) = random(&mut Numbers(12), &[3, 4, 2, 8], Dtype::Float32, 1.0);
-    let (w, weights) = random(&mut Numbers(13), &[8], Dtype::Float32, 1.0);
-    let f = |args: &[Array]| fast::rms_norm(&args[0], Some(&w), 1e-5);
-    let y = transforms::vmap(f, [&x]).unwrap().swap_remove(0);
-    assert_close(&y, &by_row(&values, 8, |x| normed(x, &weights)), REDUCTION);
-    let all = |x: &Array| -> mlxport::Result<Array> {
-        let [sum, y] = fast::add_rms_norm(x, x, &w, 1e-5)?;
-        let y =
-            fast::rms_norm_rope(&ops::softmax(&(y + sum)?, -1, true)?, &w, 1e-5, 8, false, 100.0, 1.0, 3)?;
-        Activation::GeluTanh.gated(&fast::rope(&y, 4, true, 100.0, 1.0, 3)?, x)
-    };
-    let mapped = transforms::vmap(|args| all(&args[0]), [&x]).unwrap().swap_remove(0);
-    for i in 0..3 {
-        let one = |of: &Array| ops::take(of, &Array::from(i), 0).unwrap();
-        assert_close(&one(&mapped), &to_f64(&all(&one(&x)).unwrap()), REDUCTION);
-    }
+    let mut numbers = Numbers(12);
+    let [x, like] = [(); 2].map(|()| random(&mut numbers, &[3, 4, 2, 8], Dtype::Float32, 1.0).0);
+    let (weight, _) = random(&mut numbers, &[8], Dtype::Float32, 1.0);
+    let (weights, _) = random(&mut numbers, &[8, 3], Dtype::Float32, 1.0);
+    let f = |args: &[Array]| all(&args[0], &args[1], &args[2]);
+    assert_maps(&[&x, &like, &weight], &[Some(0), Some(0), None], f);
+    let last = |x: &Array| ops::moveaxis(x, 0, 3).unwrap();
+    assert_maps(&[&last(&x), &like, &weight], &[Some(3), Some(0), None], f);
+    assert_maps(&[&x, &like, &weights], &[Some(0), Some(0), Some(1)], |args| {
+        Ok(vec![fast::rms_norm(&(&args[0] * &args[2])?, Some(&weight), 1e-5)?, swiglu(&args[0], &args[1])?])
+    });
 }

@@ -6,7 +6,7 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_repeats, bits, check, drawn, fast_paths, rounded};
+use crate::{FLOATS, assert_maps, assert_repeats, bits, check, drawn, fast_paths, rounded};
 use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 
 /// Rows of so many numbers of few values, so that there are equals, with `specials` here and there.
@@ -156,6 +156,31 @@ proptest! {
     }
 
     #[test]
+    fn the_largest_with_its_noise_is_drawn_of_the_largest(
+        rows in 1..4i32,
+        length in lengths(),
+        dtype in prop::sample::select(&FLOATS[..]),
+        count in prop::sample::select(vec![1, 2, 50, 4999]),
+        specials in prop::sample::select(vec![vec![], vec![f64::NEG_INFINITY], vec![f64::NAN]]),
+        seed: u64,
+    ) {
+        let (x, values) = with_equals(&[rows, length], dtype, Lies::RowMajor, &specials, seed);
+        let (noise, noises) = drawn(&mut Numbers(seed), &[rows, length], Dtype::Float32, Lies::RowMajor, |x| 4.0 * x);
+        let count = count.min(length);
+        for path in fast_paths() {
+            let drawn = on(path, || kernels::top_k_sample(&x, &noise, count, 0.5)).to_vec::<u32>().unwrap();
+            for (r, row) in values.chunks(length as usize).enumerate() {
+                // Half of a small multiple of a quarter is exact in every dtype.
+                let noisy = |at: usize| row[at] * 0.5 + noises[r * length as usize + at];
+                let left = order(row).into_iter().take(count as usize).filter(|&at| !row[at].is_nan());
+                let best = left.map(noisy).fold(f64::NEG_INFINITY, f64::max);
+                prop_assert!(noisy(drawn[r] as usize) >= best - 1e-6, "{path}: {} {best}", drawn[r]);
+                prop_assert!(order(row)[..count as usize].contains(&(drawn[r] as usize)));
+            }
+        }
+    }
+
+    #[test]
     fn a_draw_is_where_the_distribution_passes_it(
         length in lengths(),
         dtype in prop::sample::select(&FLOATS[..]),
@@ -247,6 +272,60 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
             Sampler::new(Sampling { temperature: 0.7, ..Sampling::default() })?.sample(&x.index(..1)?)?,
         ])
     });
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    let (x, _) = logprobs(&[3, 70], Dtype::Float32, Lies::RowMajor, 3.0, 3);
+    let sampler = |sampling| Sampler::new(Sampling { temperature: 1.0, ..sampling });
+    let turned = ops::transpose(&x, ..).unwrap();
+    for (x, axis) in [(&x, 0), (&turned, 1)] {
+        assert_maps(&[x], &[Some(axis)], |args| {
+            let row = ops::expand_dims(&args[0], 0)?;
+            Ok(vec![
+                ops::argmax(&args[0], -1, false)?,
+                ops::logsumexp(&args[0], -1, true)?,
+                sampler(Sampling { top_k: 4, ..Sampling::default() })?.filter(&row)?,
+                sampler(Sampling { top_p: 0.7, ..Sampling::default() })?.filter(&row)?,
+            ])
+        });
+    }
+}
+
+#[test]
+fn the_least_number_of_tokens_is_kept_besides_the_likely_ones() {
+    let (x, values) = logprobs(&[2, 1000], Dtype::Float32, Lies::RowMajor, 3.0, 3);
+    for (min_p, count) in [(0.05, 1), (0.5, 300), (0.9, 2), (0.01, 600)] {
+        let sampling = Sampling { temperature: 1.0, min_p, min_tokens_to_keep: count, ..Sampling::default() };
+        for path in fast_paths() {
+            let kept = to_f64(&on(path, || Sampler::new(sampling.clone())?.filter(&x)));
+            for (row, kept) in values.chunks(1000).zip(kept.chunks(1000)) {
+                let order = order(row);
+                let least = row[order[0]] + f64::from(min_p).ln();
+                for (place, &at) in order.iter().enumerate() {
+                    if place < count as usize || row[at] > least + 1e-5 {
+                        assert_eq!(kept[at], row[at], "{path} {min_p} {count}");
+                    } else if row[at] < least - 1e-5 {
+                        assert_eq!(kept[at], f64::NEG_INFINITY, "{path} {min_p} {count}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_are_each_chosen_from() {
+    // More rows than a thread takes at a time.
+    let (x, values) = logprobs(&[900, 70], Dtype::Float32, Lies::RowMajor, 3.0, 3);
+    for path in fast_paths() {
+        let found = on(path, || ops::argmax(&x, -1, false)).to_vec::<u32>().unwrap();
+        let sums = to_f64(&on(path, || ops::logsumexp(&x, -1, false)));
+        for ((row, found), sum) in values.chunks(70).zip(found).zip(sums) {
+            assert_eq!(order(row)[0], found as usize, "{path}");
+            assert!((row.iter().map(|x| x.exp()).sum::<f64>().ln() - sum).abs() < 1e-6, "{path}");
+        }
+    }
 }
 
 #[test]

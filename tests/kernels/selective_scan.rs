@@ -5,7 +5,7 @@ use mlxport::{Array, Dtype, Result, ops, transforms};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_repeats, check, differences, drawn, fast_paths};
+use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
 use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
 
 /// Sizes: batch, length, channels and state.
@@ -119,6 +119,21 @@ fn gradients_are_differences() {
 fn results_repeat_and_do_not_depend_on_the_threads() {
     let (inputs, _) = draw([2, 40, 150, 16], true, Dtype::Bfloat16, Lies::Strided, 1.0, 3);
     assert_repeats(|| run(&inputs).map(|(out, state)| vec![out, state]));
+}
+
+#[test]
+fn it_maps_over_an_axis() {
+    for length in [1, 3] {
+        let (inputs, _) = draw([2, length, 3, 4], true, Dtype::Float32, Lies::RowMajor, 1.0, 5);
+        let twice = |x: &Array| ops::stack([x, &(x * 0.5).unwrap()], 1).unwrap();
+        let mut inputs: Vec<Array> = inputs.iter().map(twice).collect();
+        // The rates are the same for all.
+        inputs[2] = inputs[2].index((.., 0)).unwrap();
+        let axes = [Some(1), Some(1), None, Some(1), Some(1), Some(1)];
+        assert_maps(&inputs.iter().collect::<Vec<_>>(), &axes, |args| {
+            run(args).map(|(out, state)| vec![out, state])
+        });
+    }
 }
 
 #[test]
