@@ -152,6 +152,17 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
 }
 
 #[test]
+fn taps_may_lie_apart() {
+    let case = Case { sizes: [1, 5, 9, 3], has_bias: false, with_state: false, silu: false };
+    let (mut inputs, values) = case.draw([Dtype::Float32; 2], Lies::RowMajor, 1.0, 5);
+    let more = ops::full(&[9, 2, 1], 7.0, Dtype::Float32).unwrap();
+    let wide = ops::concatenate([&inputs[1], &more], 1).unwrap();
+    inputs[1] = ops::slice(&wide, &[0; 3], &[9, 3, 1], &[1; 3]).unwrap();
+    let f = || Ok(case.run(&inputs)?.0);
+    check(&case.exact(&values).0, 1.0, f, f).unwrap();
+}
+
+#[test]
 fn it_maps_over_an_axis() {
     for (length, silu) in [(1, false), (3, true)] {
         let case = Case { sizes: [2, length, 3, 3], has_bias: true, with_state: true, silu };

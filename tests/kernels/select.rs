@@ -293,6 +293,18 @@ fn they_map_over_an_axis() {
 }
 
 #[test]
+fn a_nan_is_the_answer_only_where_it_comes_first() {
+    for (at, expected) in [(0, 0), (1, 70), (99, 70)] {
+        let mut row = vec![0.0f32; 100];
+        (row[70], row[at]) = (1.0, f32::NAN);
+        let x = Array::from_slice(&row, &[1, 100]).unwrap();
+        for path in fast_paths().into_iter().chain([Path::Reference]) {
+            assert_eq!(on(path, || ops::argmax(&x, -1, false)?.to_vec::<u32>()), [expected], "{path} {at}");
+        }
+    }
+}
+
+#[test]
 fn the_least_number_of_tokens_is_kept_besides_the_likely_ones() {
     let (x, values) = logprobs(&[2, 1000], Dtype::Float32, Lies::RowMajor, 3.0, 3);
     for (min_p, count) in [(0.05, 1), (0.5, 300), (0.9, 2), (0.01, 600)] {

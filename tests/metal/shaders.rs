@@ -15,7 +15,7 @@ use mlxport::{Array, Dtype, Error, HostTensor, Result, fast, nn, ops, transforms
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use support::{Numbers, epsilon, to_f64};
+use support::{Numbers, REDUCTION, difference, epsilon, to_f64};
 
 thread_local! {
     static LAUNCHES: Cell<usize> = const { Cell::new(0) };
@@ -478,22 +478,122 @@ fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.chunks_exact(weight.len()).flat_map(norm).collect()
 }
 
+/// Those whose reference MLX neither maps nor has forward derivatives of.
+const LACKS: [&str; 1] = ["quantized_attention"];
+
+type Kernel = Box<dyn Fn(&[Array]) -> Result<Vec<Array>>>;
+
+/// Every kernel with a shader that has derivatives: its name, the arguments that have them, and itself.
+fn differentiable() -> Vec<(&'static str, Vec<Array>, Kernel)> {
+    let mut numbers = Numbers(7);
+    let mut draw = |shape: &[i32]| {
+        let values = numbers.values(shape.iter().product::<i32>() as usize);
+        rounded(&values, shape, Dtype::Float32).0
+    };
+    let how = Quantization::affine(32, 4);
+    let coded = |x: Array| ops::quantize(&x, how, None).unwrap();
+    let (k, v) = (coded(draw(&[1, 1, 32, 32])), coded(draw(&[1, 1, 32, 32])));
+    let words =
+        |n: u32| Array::from_slice(&[0x1248_1248u32, 0x0521_8421].repeat(n as usize / 2), &[n as i32 / 2, 2]);
+    let codes = words(6).unwrap();
+    vec![
+        (
+            "gated",
+            vec![draw(&[3, 4]), draw(&[3, 4])],
+            Box::new(|args| Ok(vec![nn::activations::swiglu(&args[0], &args[1])?])),
+        ),
+        (
+            "add_rms_norm",
+            vec![draw(&[3, 8]), draw(&[3, 8]), draw(&[8])],
+            Box::new(|args| Ok(fast::add_rms_norm(&args[0], &args[1], &args[2], 1e-5)?.to_vec())),
+        ),
+        (
+            "rms_norm_rope",
+            vec![draw(&[1, 2, 3, 8]), draw(&[8])],
+            Box::new(|args| {
+                Ok(vec![fast::rms_norm_rope(&args[0], &args[1], 1e-5, 8, false, 100.0, 1.0, 3)?])
+            }),
+        ),
+        (
+            "ternary_matmul",
+            vec![draw(&[2, 32]), draw(&[3, 1])],
+            Box::new(move |args| Ok(vec![kernels::ternary_matmul(&args[0], &codes, &args[1], 2)?])),
+        ),
+        (
+            "quantized_attention",
+            vec![draw(&[1, 2, 3, 32])],
+            Box::new(move |args| {
+                Ok(vec![fast::quantized_attention(&args[0], &k, &v, how, 0.2, Mask::Causal, None)?])
+            }),
+        ),
+        (
+            "gated_delta",
+            vec![
+                draw(&[1, 3, 1, 4]),
+                draw(&[1, 3, 1, 4]),
+                draw(&[1, 3, 2, 3]),
+                ops::negative(&ops::abs(&draw(&[1, 3, 2])).unwrap()).unwrap(),
+                draw(&[1, 3, 2]),
+                draw(&[1, 2, 3, 4]),
+            ],
+            Box::new(|args| {
+                let [queries, keys, values, log_decay, beta, state] = args else { unreachable!() };
+                let (out, state) =
+                    gated_delta(&Sequence { queries, keys, values, log_decay, state: Some(state) }, beta)?;
+                Ok(vec![out, state])
+            }),
+        ),
+    ]
+}
+
+fn assert_near(name: &str, found: &[Array], expected: &[Array]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found.shape(), expected.shape(), "{name}");
+        let wrong = difference(&to_f64(found), &to_f64(expected), epsilon(found.dtype()), REDUCTION);
+        assert!(wrong.is_none(), "{name}: {wrong:?}");
+    }
+}
+
 #[test]
 fn shaders_have_the_derivatives_of_the_reference() {
-    let mut numbers = Numbers(7);
-    let [(gate, _), (x, _)] = [(); 2].map(|()| rounded(&numbers.values(12), &[3, 4], Dtype::Float32));
-    let loss = |args: &[Array]| ops::sum(&nn::activations::swiglu(&args[0], &args[1])?, .., false);
-    let transformed = || {
-        let (value, gradients) = transforms::value_and_grad(loss, [&gate, &x]).unwrap();
-        let along = transforms::jvp(|args| loss(args), [&gate, &x], [&x, &gate]).unwrap().1;
-        let all = [vec![value], gradients, along].concat();
-        all.iter().map(to_f64).collect::<Vec<_>>()
-    };
-    let expected = kernels::force(Path::Reference, transformed).unwrap();
-    for (found, expected) in emulated(transformed).iter().zip(&expected) {
-        assert!(
-            found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6),
-            "{found:?}, expected {expected:?}"
-        );
+    for (name, args, f) in differentiable() {
+        let loss = |args: &[Array]| {
+            let sums =
+                f(args)?.iter().map(|y| ops::sum(&ops::square(y)?, .., false)).collect::<Result<Vec<_>>>()?;
+            ops::sum(&ops::stack(&sums, 0)?, .., false)
+        };
+        let transformed = || {
+            let (value, gradients) = transforms::value_and_grad(loss, &args).unwrap();
+            let along = match LACKS.contains(&name) {
+                true => Vec::new(),
+                false => transforms::jvp(|args| f(args), &args, &args).unwrap().1,
+            };
+            let all = [vec![value], gradients, along].concat();
+            all.iter().for_each(|x| x.eval().unwrap());
+            all
+        };
+        let expected = kernels::force(Path::Reference, transformed).unwrap();
+        assert_near(name, &emulated(transformed), &expected);
+    }
+}
+
+/// The reference is mapped: nothing is there yet that a shader could run on, so zeros stand for what it gives.
+#[test]
+fn shaders_map_over_an_axis_as_the_reference() {
+    let zeros: Rc<kernels::metal::Runner> = Rc::new(|launch: &Launch<'_>| {
+        launch.outputs.iter().map(|spec| ops::zeros(&spec.shape, spec.dtype)).collect()
+    });
+    let row = |x: &Array, i: i32| ops::take(x, &Array::from(i), 0).unwrap();
+    for (name, args, f) in differentiable().into_iter().filter(|(name, ..)| !LACKS.contains(name)) {
+        let three = |x: &Array| ops::stack([x, &(x * 0.5).unwrap(), &(x * 0.25).unwrap()], 0).unwrap();
+        let args: Vec<Array> = args.iter().map(three).collect();
+        let mapped = with_runner(zeros.clone(), || transforms::vmap(&f, &args)).unwrap();
+        for i in 0..3 {
+            let alone: Vec<Array> = args.iter().map(|x| row(x, i)).collect();
+            let expected = kernels::force(Path::Reference, || f(&alone)).unwrap().unwrap();
+            let found: Vec<Array> = mapped.iter().map(|y| row(y, i)).collect();
+            assert_near(name, &found, &expected);
+        }
     }
 }
