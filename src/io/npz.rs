@@ -1,7 +1,7 @@
 //! NumPy's `.npz`: a zip archive of `.npy` files.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Seek, SeekFrom, Write};
+use std::io::{BufReader, Write};
 use std::path::Path;
 
 use zip::write::SimpleFileOptions;
@@ -47,8 +47,7 @@ pub fn save_npz(
     let method = if compress { CompressionMethod::Deflated } else { CompressionMethod::Stored };
     let fail = |e: std::io::Error| Error::io(path, e);
     write_whole(path, |out| {
-        let mut failure = None;
-        let mut archive = ZipWriter::new(Kept { inner: out, failure: &mut failure });
+        let mut archive = ZipWriter::new(out);
         for (name, tensor) in tensors {
             let header = npy::header(tensor).map_err(|e| e.at(path, name))?;
             let options = SimpleFileOptions::default()
@@ -59,40 +58,6 @@ pub fn save_npz(
             archive.write_all(&header).and_then(|()| archive.write_all(tensor.bytes())).map_err(fail)?;
         }
         archive.finish().map_err(|e| Error::io(path, e))?;
-        failure.map_or(Ok(()), |e| Err(fail(e)))
+        Ok(())
     })
-}
-
-/// A writer that keeps its first failure and is silent from then on: an archive that cannot be finished
-/// complains on standard error.
-struct Kept<'a, W> {
-    inner: W,
-    failure: &'a mut Option<std::io::Error>,
-}
-
-impl<W> Kept<'_, W> {
-    fn keep<T>(&mut self, f: impl FnOnce(&mut W) -> std::io::Result<T>, usual: T) -> std::io::Result<T> {
-        if self.failure.is_some() {
-            return Ok(usual);
-        }
-        Ok(f(&mut self.inner).unwrap_or_else(|e| {
-            *self.failure = Some(e);
-            usual
-        }))
-    }
-}
-
-impl<W: Write> Write for Kept<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.keep(|inner| inner.write(bytes), bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.keep(|inner| inner.flush(), ())
-    }
-}
-
-impl<W: Seek> Seek for Kept<'_, W> {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        self.keep(|inner| inner.seek(to), 0)
-    }
 }

@@ -18,8 +18,6 @@ use crate::io::read;
 
 /// The longest header that the format allows, in bytes.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
-/// The most axes of a tensor.
-const MAX_DIMENSIONS: usize = 32;
 /// The key of a header that is no tensor.
 pub(super) const METADATA: &str = "__metadata__";
 /// The most dimensions a tensor may have, as in NumPy 2.
@@ -205,8 +203,8 @@ fn check_layout(path: &Path, tensors: &BTreeMap<String, StInfo>, data_length: u6
     for (key, info) in &in_file {
         let (start, end) = info.data_offsets;
         let fail = |message: String| Err(Error::invalid(path, format!("tensor `{key}`: {message}")));
-        if info.shape.len() > MAX_DIMENSIONS {
-            return fail(format!("{} dimensions", info.shape.len()));
+        if info.shape.len() > MAX_DIMS {
+            return fail(format!("{} axes; a tensor has at most {MAX_DIMS} dimensions", info.shape.len()));
         }
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &d| n.checked_mul(d));
         let Some(bits) = bits else {
