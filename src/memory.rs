@@ -21,8 +21,6 @@ getters! {
     active_memory => mlx_get_active_memory;
     /// Memory of freed arrays, kept for reuse.
     cache_memory => mlx_get_cache_memory;
-    /// The most that was active at once since the start, or since [`reset_peak_memory`].
-    peak_memory => mlx_get_peak_memory;
     /// The limit above which MLX waits for running work before it allocates.
     memory_limit => mlx_get_memory_limit;
 }
@@ -47,6 +45,14 @@ setters! {
     set_memory_limit => mlx_set_memory_limit;
     /// Sets how much memory is kept resident for the GPU (macOS 15 and newer; no effect elsewhere).
     set_wired_limit => mlx_set_wired_limit;
+}
+
+/// The most that was active at once since the start, or since [`reset_peak_memory`]; what is active now counts.
+pub fn peak_memory() -> Result<usize> {
+    let mut out = 0usize;
+    call!(mlx_get_peak_memory; out;)?;
+    // MLX begins a new count at zero and raises it with the next allocation.
+    Ok(out.max(active_memory()?))
 }
 
 /// Starts a new count of [`peak_memory`].

@@ -191,3 +191,12 @@ fn deep_graphs_are_transformed() {
     let f = checkpoint(deep).unwrap();
     assert_eq!(grad(|x| Ok(f.call([x])?.swap_remove(0)), &x).unwrap().item::<f32>().unwrap(), 1.0);
 }
+
+#[test]
+fn a_peak_is_never_below_what_is_active() {
+    let kept = ops::ones(&[1 << 16], Dtype::Float32).unwrap();
+    kept.eval().unwrap();
+    memory::reset_peak_memory().unwrap();
+    assert!(memory::peak_memory().unwrap() >= 4 << 16);
+    drop(kept);
+}
