@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use super::choose::{Choice, Chooser};
 use super::constraint::{Allowed, Constraint};
-use super::tokens::{Choice, Chooser, Clock, forward, ids, last_position, position};
+use super::forward::{forward, ids, last_position, position};
+use super::stats::Clock;
 use super::{FinishReason, Options, Stats, Token};
 use crate::array::Array;
 use crate::cache::Cache;

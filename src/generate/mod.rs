@@ -20,14 +20,18 @@
 //! [`Tokens`] alone needs no tokenizer; [`Text`] comes with the feature `text`.
 
 mod batch;
+mod choose;
 mod constraint;
 mod context;
+mod forward;
+mod options;
 mod penalty;
 mod perplexity;
 mod prefix;
 mod sample;
 mod speculate;
 mod speed;
+mod stats;
 mod stop;
 #[cfg(feature = "structured")]
 mod structured;
@@ -36,17 +40,20 @@ mod text;
 mod tokens;
 
 pub use batch::{Batch, Output, Request};
+pub use choose::{FinishReason, Token};
 pub use constraint::{Allowed, Constraint};
 pub use context::context_length;
+pub use options::{Cancel, KvQuantization, Options};
 pub use penalty::{Penalizer, Penalties};
 pub use perplexity::{Perplexity, PerplexitySettings, perplexity};
 pub use prefix::{PrefixCache, Remembered};
 pub use sample::{Sampler, Sampling};
 pub use speculate::Draft;
 pub use speed::{Speed, SpeedSettings, Spread, speed};
+pub use stats::Stats;
 pub use stop::stop_tokens;
 #[cfg(feature = "structured")]
 pub use structured::{Grammar, Structure};
 #[cfg(feature = "text")]
 pub use text::{Response, Text};
-pub use tokens::{Cancel, FinishReason, KvQuantization, Options, Stats, Token, Tokens};
+pub use tokens::Tokens;

@@ -1,10 +1,10 @@
 //! Guessing tokens, so that the model can check several at once (Leviathan et al., "Fast Inference from
 //! Transformers via Speculative Decoding", 2022).
 
-use super::tokens::{Rewind, ids, position};
+use super::forward::{ids, position};
 use crate::array::{Array, Dtype};
-use crate::cache::Cache;
-use crate::error::Result;
+use crate::cache::{Cache, LayerCache};
+use crate::error::{Error, Result};
 use crate::models::{LanguageModel, check_tokens};
 use crate::ops;
 
@@ -103,6 +103,42 @@ fn follow(text: &[i32], longest: usize, count: usize) -> &[i32] {
         }
     }
     &[]
+}
+
+/// A cache before tokens that may have to go again.
+pub(super) struct Rewind {
+    /// Where layers can't forget: sharing the arrays costs a copy of them when they are written.
+    before: Option<Cache>,
+}
+
+impl Rewind {
+    pub(super) fn before(cache: &Cache) -> Self {
+        let all = cache.layers().iter().all(LayerCache::forgets);
+        Self { before: (!all).then(|| cache.clone()) }
+    }
+
+    /// Leaves the first `kept` of the tokens that were `fed` since in the cache.
+    pub(super) fn to(
+        self,
+        cache: &mut Cache,
+        model: &dyn LanguageModel,
+        fed: &[i32],
+        kept: usize,
+    ) -> Result<()> {
+        let back = fed.len() - kept;
+        if back == 0 || cache.trim(back as i32).is_ok() {
+            return Ok(());
+        }
+        let Some(before) = self.before else {
+            return Err(Error::argument("generate", "the cache can't forget wrong guesses"));
+        };
+        *cache = before;
+        if kept > 0 {
+            model.forward(&ids(&fed[..kept])?, cache)?;
+            cache.eval()?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
