@@ -48,6 +48,10 @@ fn a_synthetic_checkpoint_is_a_model() {
         let args = ["bench", "synth", "--shape", "tiny", "--bits", bits, "--out", text(&model)];
         succeed(&args);
         assert!(fs::metadata(model.join("model.safetensors")).unwrap().len() > bytes);
+        // mlx-lm loads no model without it.
+        let config: Value =
+            serde_json::from_str(&fs::read_to_string(model.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["max_position_embeddings"], 40_960);
         let args =
             ["generate", "--model", text(&model), "--prompt", "a b", "--raw", "--max-tokens", "3", "--json"];
         let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
