@@ -32,7 +32,7 @@ pub(crate) use gated::{Unit, gated};
 pub(crate) use matmul::{addmm, gather_mm, matmul};
 pub use path::{Path, force};
 pub use pool::{set_threads, threads};
-pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul, quantized_rows};
+pub(crate) use quantized_matmul::{gather_qmm, quantized_matmul, quantized_matmuls, quantized_rows};
 pub(crate) use rope::{Turn, rms_norm_rope, rope};
 pub(crate) use rows::{add_rms_norm, layer_norm, rms_norm, softmax};
 pub(crate) use select::{argmax, categorical, keep_top_k, keep_top_p, logsumexp, top};

@@ -28,6 +28,20 @@ impl Linear {
             (weight, None) => weight.project(x),
         }
     }
+
+    /// [`forward`](Self::forward) of several layers, which read `x` once where they are quantized alike.
+    pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Array) -> Result<[Array; N]> {
+        if layers.iter().any(|layer| !matches!(layer.weight, Weight::Quantized { .. })) {
+            return ops::exactly(layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?);
+        }
+        let mut all = Weight::project_all(&layers.map(|layer| &layer.weight), x)?;
+        for (y, bias) in all.iter_mut().zip(layers.map(|layer| &layer.bias)) {
+            if let Some(bias) = bias {
+                *y = (&*y + bias)?;
+            }
+        }
+        ops::exactly(all)
+    }
 }
 
 /// A table of vectors, one for each id.

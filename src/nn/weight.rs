@@ -125,6 +125,22 @@ impl Weight {
         }
     }
 
+    /// [`project`](Self::project) of several weights, which read `x` once where they are quantized alike.
+    pub fn project_all(weights: &[&Weight], x: &Array) -> Result<Vec<Array>> {
+        let one_by_one = || weights.iter().map(|weight| weight.project(x)).collect();
+        let Some(Weight::Quantized { how, .. }) = weights.first() else { return one_by_one() };
+        let parts = weights.iter().map(|weight| match weight {
+            Weight::Quantized { weight, scales, biases, how: other } if other == how => {
+                Some((weight, scales, biases.as_ref()))
+            }
+            _ => None,
+        });
+        match parts.collect::<Option<Vec<_>>>() {
+            Some(parts) => ops::quantized_matmuls(x, &parts, *how),
+            None => one_by_one(),
+        }
+    }
+
     /// `x @ self`: `[..., rows]` to `[..., columns]`, as [`project`](Self::project) otherwise.
     pub fn project_back(&self, x: &Array) -> Result<Array> {
         match self {

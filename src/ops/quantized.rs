@@ -181,6 +181,23 @@ pub fn quantized_matmul(
     kernels::quantized_matmul(x, w, scales, biases, transpose, how)
 }
 
+/// [`quantized_matmul`] of one `x` with each of several matrices `[n, k]`, codes, scales and biases, that are quantized
+/// alike and transposed.
+pub fn quantized_matmuls(
+    x: &Array,
+    matrices: &[(&Array, &Array, Option<&Array>)],
+    how: Quantization,
+) -> Result<Vec<Array>> {
+    for (w, scales, biases) in matrices {
+        check_packed("quantized_matmuls", w, scales, *biases, how)?;
+        if w.ndim() > 2 {
+            let (lhs, rhs) = (x.shape().to_vec(), w.shape().to_vec());
+            return Err(Error::Shape { op: "quantized_matmuls", lhs, rhs });
+        }
+    }
+    kernels::quantized_matmuls(x, matrices, how)
+}
+
 /// [`quantized_matmul`] of matrices picked from two batches, as [`gather_mm`](super::gather_mm) picks
 /// them: matrix `lhs_indices[i]` of `x` with matrix `rhs_indices[i]` of `w`.
 #[allow(clippy::too_many_arguments)]

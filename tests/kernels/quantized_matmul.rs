@@ -1,5 +1,7 @@
 //! `quantized_matmul` against an oracle in `f64` that decodes the weights by itself.
 
+mod together;
+
 use mlxport::kernels::{self, Path};
 use mlxport::nn::Weight;
 use mlxport::ops::{self, Quantization, QuantizationMode};
@@ -137,13 +139,18 @@ impl Case {
     /// Holds every path to: at most twice the reference's error, and one unit in the last place of the
     /// largest result. The reference may be lucky where results are few; `alike` has more of them.
     fn check(&self, alike: Option<&Self>) -> Result<(), TestCaseError> {
+        self.check_by(alike, |path| self.on(path))
+    }
+
+    /// The same of what `on` gives for a path.
+    fn check_by(&self, alike: Option<&Self>, on: impl Fn(Path) -> Array) -> Result<(), TestCaseError> {
         let reference = self.on(Path::Reference);
         let largest = self.exact().iter().fold(smallest_normal(reference.dtype()), |max, v| max.max(v.abs()));
         let unit = epsilon(reference.dtype()) * 2f64.powf(largest.log2().floor());
         let elsewhere = alike.map_or(0.0, |case| case.error(&case.on(Path::Reference)));
         let allowed = 2.0 * self.error(&reference).max(elsewhere) + unit;
         for path in fast_paths() {
-            let y = self.on(path);
+            let y = on(path);
             prop_assert_eq!(y.shape(), reference.shape());
             prop_assert_eq!(y.dtype(), reference.dtype());
             let found = self.error(&y);
@@ -287,6 +294,18 @@ fn every_quantization_is_computed_for_long_rows() {
             // More groups than are decoded at a time, and a last block that is not full.
             let case = Case::new(how, [dtype; 2], &[5], 6, 67, i as u64, unit_values);
             case.check(None).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_largest_numbers_fit_in_fixed_point() {
+    for how in quantizations() {
+        for (dtype, most) in [(Dtype::Bfloat16, 255.0 / 128.0), (Dtype::Float16, 2047.0 / 1024.0)] {
+            let value = |random: &mut Numbers| if random.below(2) == 0 { most } else { -most };
+            for rows in [1, 2] {
+                Case::new(how, [dtype; 2], &[rows], 65, 4, 7, value).check(None).unwrap();
+            }
         }
     }
 }

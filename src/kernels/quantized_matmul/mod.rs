@@ -10,10 +10,12 @@ mod cpu;
 mod mapped;
 mod reference;
 mod rows;
+mod together;
 
 use std::sync::Once;
 
 pub(crate) use rows::quantized_rows;
+pub(crate) use together::quantized_matmuls;
 
 pub(super) use self::cpu::{Matrix, Scales, Weights};
 use self::cpu::{NAME, QuantizedMatmul};

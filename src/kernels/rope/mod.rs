@@ -84,8 +84,7 @@ fn run(
     weight: Option<&Array>,
     periods: Option<&Array>,
 ) -> Result<Array> {
-    let offset = ops::reshape(offset, &[-1])?;
-    Ok(apply(kernel, [x, &offset].into_iter().chain(weight).chain(periods))?.swap_remove(0))
+    Ok(apply(kernel, [x, offset].into_iter().chain(weight).chain(periods))?.swap_remove(0))
 }
 
 fn reference(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> Result<Array> {
@@ -236,7 +235,9 @@ impl CustomKernel for Rope {
 
     fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
         let (eps, [x, offset, weight, periods @ ..]) = (self.eps?, inputs) else { return None };
-        Some(metal::rms_norm_rope(x, weight, eps, self.turn, offset, periods.first()))
+        let shader =
+            |offset: Array| metal::rms_norm_rope(x, weight, eps, self.turn, &offset, periods.first());
+        Some(ops::reshape(offset, &[-1]).and_then(shader))
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {

@@ -177,13 +177,14 @@ impl Attention {
     /// Queries, keys and values, `[batch, heads, length, head_dim]`, with neither norms nor positions.
     pub fn project(&self, x: &Array) -> Result<[Array; 3]> {
         let (heads, kv_heads) = (self.heads, self.kv_heads);
-        let project = |proj: &Linear, heads| {
-            let x = proj.forward(x)?;
+        let split = |x: Array, heads| {
             split_heads(&self.clip.map_or(Ok(x.clone()), |most| ops::clip(&x, -most..=most))?, heads)
         };
+        let project = |proj: &Linear, heads| split(proj.forward(x)?, heads);
         match &self.qkv {
             Qkv::Separate([q, k, v]) => {
-                Ok([project(q, heads)?, project(k, kv_heads)?, project(v, kv_heads)?])
+                let [q, k, v] = Linear::forward_all([q, k, v], x)?;
+                Ok([split(q, heads)?, split(k, kv_heads)?, split(v, kv_heads)?])
             }
             Qkv::Joined(qkv) => {
                 let all = project(qkv, heads + 2 * kv_heads)?;
@@ -310,6 +311,10 @@ pub fn split_heads(x: &Array, heads: i32) -> Result<Array> {
     if heads <= 0 || width % heads != 0 {
         return Err(Error::argument("split_heads", format!("{width} features in {heads} heads")));
     }
+    // One position needs no turning.
+    if length == 1 {
+        return ops::reshape(x, &[batch, heads, 1, width / heads]);
+    }
     ops::transpose(&ops::reshape(x, &[batch, length, heads, width / heads])?, [0, 2, 1, 3])
 }
 
@@ -318,7 +323,8 @@ pub fn merge_heads(x: &Array) -> Result<Array> {
     let &[batch, heads, length, dims] = x.shape() else {
         return Err(Error::argument("merge_heads", format!("shape {:?} has not four axes", x.shape())));
     };
-    ops::reshape(&ops::transpose(x, [0, 2, 1, 3])?, &[batch, length, heads * dims])
+    let turned = if length == 1 { x } else { &ops::transpose(x, [0, 2, 1, 3])? };
+    ops::reshape(turned, &[batch, length, heads * dims])
 }
 
 /// Attention of `queries`, `[batch, heads, length, dims]`, to what the cache has; see

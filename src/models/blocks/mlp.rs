@@ -131,7 +131,7 @@ impl Module for Mlp {
 impl FeedForward for Mlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         let [gate, up] = match &self.gate_up {
-            GateUp::Separate([gate, up]) => [gate.forward(x)?, up.forward(x)?],
+            GateUp::Separate([gate, up]) => Linear::forward_all([gate, up], x)?,
             GateUp::Joined(both) => ops::exactly(ops::split(&both.forward(x)?, 2, -1)?)?,
         };
         self.down_proj.forward(&self.act.apply(&gate, &up)?)

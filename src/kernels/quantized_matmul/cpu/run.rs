@@ -13,7 +13,7 @@ use crate::ops::Quantization;
 /// The name of the operation.
 pub const NAME: &str = "quantized_matmul";
 /// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
-const FEW: usize = 12;
+pub const FEW: usize = 12;
 /// Rows of `x` that are converted at a time.
 const BLOCK: usize = 512;
 /// Multiply-adds that are worth another thread.
@@ -98,7 +98,7 @@ impl QuantizedMatmul {
                 }
             };
             if self.transpose && pairs.len() <= FEW {
-                store(&self.few(&w.w, &values, digits));
+                self.few(&[w.w], &values, digits).iter().for_each(&mut store);
             } else {
                 let lines = Rows { values: &values, k, dtype: x.dtype() };
                 let x = Side { lines: &lines, count: pairs.len(), across: false };
@@ -110,21 +110,67 @@ impl QuantizedMatmul {
         Ok(())
     }
 
-    /// The products of a few rows of `x` with the codes of the weights.
-    fn few(&self, w: &Weights<'_>, x: &[f32], digits: Option<u32>) -> Sums {
-        let (n, k, count) = (w.n, w.k, x.len() / w.k);
-        let mut values = vec![0.0; n * count];
+    /// Few rows of `x` by each of `weights`, which are quantized alike and of one length; the results are of one dtype.
+    pub fn together(&self, weights: &[Weights<'_>], x: &View<'_>, outs: &mut [ViewMut<'_>]) -> Result<()> {
+        let (Some(first), Some(out)) = (weights.first(), outs.first()) else { return Ok(()) };
+        let (k, digits) = (first.k, digits(out.dtype()));
+        if x.size() == 0 || k == 0 {
+            return Ok(());
+        }
+        let mut values = vec![0.0; x.size()];
+        let (numbers, origin) = Numbers::of(x)?;
+        numbers.read(origin, &mut values);
+        let powers = moderate(&mut values, k);
+        for (sums, out) in self.few(weights, &values, digits).iter().zip(outs) {
+            let power = |m: usize, _: usize, row: &mut [f32]| {
+                if powers[m] != 1.0 {
+                    row.iter_mut().for_each(|sum| *sum /= powers[m]);
+                }
+            };
+            if !sums.columns().is_empty() {
+                sums.store(out, 0, sums.columns().len(), power)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The products of a few rows of `x` with the codes of each of the weights.
+    fn few(&self, weights: &[Weights<'_>], x: &[f32], digits: Option<u32>) -> Vec<Sums> {
+        let k = weights[0].k;
+        let count = x.len() / k;
+        let mut values = vec![0.0; weights.iter().map(|w| w.n * count).sum()];
         // A multiple of four rows of weights, which the fast paths take at a time.
         let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => avx2::product(w, x, &mut values, grain, digits, avx2::float::product),
+            Path::Avx2 => avx2::product(weights, x, &mut values, grain, digits, avx2::float::product),
             // AVX-512 has no fixed point of its own: that of AVX2 multiplies as many codes at a time.
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Amx => avx2::product(w, x, &mut values, grain, digits, avx512::product),
-            _ => portable::product(w, x, &mut values, grain),
+            Path::Avx512 | Path::Amx => {
+                avx2::product(weights, x, &mut values, grain, digits, |weights, x, columns, grain| {
+                    one_by_one(weights, columns, x.len(), |w, columns| avx512::product(w, x, columns, grain));
+                });
+            }
+            _ => one_by_one(weights, &mut values, count, |w, values| portable::product(w, x, values, grain)),
         }
-        Sums { values, width: count, few: 0..n, many: count, turned: true }
+        let part = |w: &Weights<'_>| {
+            let rest = values.split_off(w.n * count);
+            let values = std::mem::replace(&mut values, rest);
+            Sums { values, width: count, few: 0..w.n, many: count, turned: true }
+        };
+        weights.iter().map(part).collect()
+    }
+}
+
+/// Each of the weights with its columns of the products of `count` rows.
+fn one_by_one(
+    weights: &[Weights<'_>],
+    mut columns: &mut [f32],
+    count: usize,
+    product: impl Fn(&Weights<'_>, &mut [f32]),
+) {
+    for w in weights {
+        product(w, columns.split_off_mut(..w.n * count).unwrap_or_default());
     }
 }
 

@@ -7,36 +7,39 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::{
-    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, keep, lane_scales, load_all, load_spread,
+    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, bytes, keep, lane_scales, load_all, load_spread,
     read_groups, resume,
 };
 use crate::ops::QuantizationMode;
 
 /// Columns that share a power of two: a divisor of [`COLUMNS`](super::COLUMNS), and a multiple of what a group
 /// and a block of codes have.
-const PART: usize = 256;
+pub(super) const PART: usize = 256;
 
 /// As [`super::product`].
-pub fn product(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    match (w.how.mode, w.how.bits) {
-        (QuantizationMode::Affine, 1) => lanes::<Bits<1>>(w, x, columns, grain),
-        (QuantizationMode::Affine, 2) => lanes::<Bits<2>>(w, x, columns, grain),
-        (QuantizationMode::Affine, 3) => lanes::<Bits<3>>(w, x, columns, grain),
-        (QuantizationMode::Affine, 4) => lanes::<Bits<4>>(w, x, columns, grain),
-        (QuantizationMode::Affine, 5) => lanes::<Bits<5>>(w, x, columns, grain),
-        (QuantizationMode::Affine, 6) => lanes::<Bits<6>>(w, x, columns, grain),
-        (QuantizationMode::Affine, _) => lanes::<Bits<8>>(w, x, columns, grain),
-        _ => lanes::<Float4>(w, x, columns, grain),
+pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    if let ([x], true) = (x, bytes::suits(&weights[0])) {
+        return bytes::product(weights, x, columns, grain);
+    }
+    match (weights[0].how.mode, weights[0].how.bits) {
+        (QuantizationMode::Affine, 1) => lanes::<Bits<1>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 2) => lanes::<Bits<2>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 3) => lanes::<Bits<3>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 4) => lanes::<Bits<4>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 5) => lanes::<Bits<5>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 6) => lanes::<Bits<6>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, _) => lanes::<Bits<8>>(weights, x, columns, grain),
+        _ => lanes::<Float4>(weights, x, columns, grain),
     }
 }
 
 /// As [`product`], by how many lanes of 32 bits share a scale.
-fn lanes<C: Codes>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    match w.how.group_size as usize / (2 * C::PER) {
-        1 => blocks::<Fixed<C, 1>>(w, x, columns, grain),
-        2 => blocks::<Fixed<C, 2>>(w, x, columns, grain),
-        4 => blocks::<Fixed<C, 4>>(w, x, columns, grain),
-        _ => blocks::<Fixed<C, 8>>(w, x, columns, grain),
+fn lanes<C: Codes>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    match weights[0].how.group_size as usize / (2 * C::PER) {
+        1 => blocks::<Fixed<C, 1>>(weights, x, columns, grain),
+        2 => blocks::<Fixed<C, 2>>(weights, x, columns, grain),
+        4 => blocks::<Fixed<C, 4>>(weights, x, columns, grain),
+        _ => blocks::<Fixed<C, 8>>(weights, x, columns, grain),
     }
 }
 
@@ -76,13 +79,14 @@ fn round(x: f32) -> f32 {
     (x + 12_582_912.0) - 12_582_912.0
 }
 
-/// The power of two of which the numbers are less than 2^15 multiples.
+/// The power of two of which the numbers are so many multiples that two signed bytes hold them, 127 * 256 + 127.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn unit_of(x: &[f32]) -> f32 {
     // Bits of magnitudes are in order as integers.
     let largest = x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
-    f32::from_bits((largest >> 23).saturating_sub(14).max(1) << 23)
+    let up = largest + (0x7f_ffff - 32_639f32.to_bits() % (1 << 23));
+    f32::from_bits((up >> 23).saturating_sub(14).max(1) << 23)
 }
 
 /// A row of `x`, laid out for a kind of codes.
@@ -105,19 +109,34 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
     let mut units = Vec::with_capacity(padded / PART);
     let parts = factors.chunks_exact_mut(PART).zip(offsets.chunks_exact_mut(PART / (2 * C::PER)));
     for (x, (factors, offsets)) in x.chunks(PART).zip(parts) {
-        let unit = unit_of(x);
-        let inverse = 1.0 / unit;
-        let mut multiples = [0i16; PART];
-        for (multiple, x) in multiples.iter_mut().zip(x) {
-            *multiple = round(x * inverse) as i32 as i16;
-        }
+        let (unit, multiples) = multiples(x);
         let blocks = factors.chunks_exact_mut(16 * C::PER).zip(offsets.chunks_exact_mut(8));
         for (multiples, (factors, offsets)) in multiples.chunks_exact(16 * C::PER).zip(blocks) {
             lay_out::<C>(multiples, factors, offsets);
         }
         units.push(unit * C::UNIT);
     }
-    let mut group_sums: Vec<f32> = x
+    Input { factors, offsets, units, group_sums: group_sums(x, group) }
+}
+
+/// What a multiple stands for in a part of a row, and the multiples.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn multiples(x: &[f32]) -> (f32, [i16; PART]) {
+    let unit = unit_of(x);
+    let inverse = 1.0 / unit;
+    let mut multiples = [0i16; PART];
+    for (multiple, x) in multiples.iter_mut().zip(x) {
+        *multiple = round(x * inverse) as i32 as i16;
+    }
+    (unit, multiples)
+}
+
+/// `[groups]`, and zeros up to whole chunks.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn group_sums(x: &[f32], group: usize) -> Vec<f32> {
+    let mut sums: Vec<f32> = x
         .chunks_exact(group)
         .map(|group| {
             let mut lanes = [0.0f32; 8];
@@ -127,8 +146,8 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
             super::total(&lanes)
         })
         .collect();
-    group_sums.resize(group_sums.len().next_multiple_of(CHUNK) + CHUNK, 0.0);
-    Input { factors, offsets, units, group_sums }
+    sums.resize(sums.len().next_multiple_of(CHUNK) + CHUNK, 0.0);
+    sums
 }
 
 /// Factors and offsets of one block.
@@ -172,7 +191,7 @@ fn lay_out<C: Codes>(multiples: &[i16], factors: &mut [i16], offsets: &mut [i32]
 }
 
 /// A kind of codes: how 16 lanes of 16 bits are loaded, and how code `j` of each becomes an integer.
-trait Codes: Sync {
+pub(super) trait Codes: Sync {
     /// Codes in a lane.
     const PER: usize;
     /// Bytes in eight lanes.
@@ -197,7 +216,7 @@ trait Codes: Sync {
 
 /// Integers. A lane takes the two bytes in which its codes are; those that begin in the middle of a byte are
 /// multiplied into place, at the top of the lane.
-struct Bits<const BITS: usize>;
+pub(super) struct Bits<const BITS: usize>;
 
 impl<const BITS: usize> Codes for Bits<BITS> {
     const PER: usize = match BITS {
@@ -239,7 +258,7 @@ impl<const BITS: usize> Codes for Bits<BITS> {
 }
 
 /// e2m1: a table turns each code into a byte, twice its number plus 12.
-struct Float4;
+pub(super) struct Float4;
 
 impl Codes for Float4 {
     const PER: usize = 4;
@@ -358,7 +377,7 @@ unsafe fn strip<C: Codes, const LANES: usize, const R: usize, const M: usize>(
                 for i in 0..PART / block {
                     if (i * block_bytes).is_multiple_of(64) {
                         codes.iter().for_each(|codes| {
-                            let ahead = codes.add(i * block_bytes).wrapping_add(4 * row_bytes);
+                            let ahead = codes.add(i * block_bytes).wrapping_add(1024);
                             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                         });
                     }

@@ -15,27 +15,27 @@ use super::{
 use crate::ops::QuantizationMode;
 
 /// As [`super::product`].
-pub fn product(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    match (w.how.mode, w.how.bits) {
-        (QuantizationMode::Affine, 1) => lanes::<Bits1>(w, x, columns, grain),
-        (QuantizationMode::Affine, 2) => lanes::<Bits2>(w, x, columns, grain),
-        (QuantizationMode::Affine, 3) => lanes::<Bits3>(w, x, columns, grain),
-        (QuantizationMode::Affine, 4) => lanes::<Bits4>(w, x, columns, grain),
-        (QuantizationMode::Affine, 5) => lanes::<Bits5>(w, x, columns, grain),
-        (QuantizationMode::Affine, 6) => lanes::<Bits6>(w, x, columns, grain),
-        (QuantizationMode::Affine, _) => lanes::<Bits8>(w, x, columns, grain),
-        (QuantizationMode::Mxfp8, _) => lanes::<Float8>(w, x, columns, grain),
-        (QuantizationMode::Mxfp4 | QuantizationMode::Nvfp4, _) => lanes::<Float4>(w, x, columns, grain),
+pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    match (weights[0].how.mode, weights[0].how.bits) {
+        (QuantizationMode::Affine, 1) => lanes::<Bits1>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 2) => lanes::<Bits2>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 3) => lanes::<Bits3>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 4) => lanes::<Bits4>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 5) => lanes::<Bits5>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 6) => lanes::<Bits6>(weights, x, columns, grain),
+        (QuantizationMode::Affine, _) => lanes::<Bits8>(weights, x, columns, grain),
+        (QuantizationMode::Mxfp8, _) => lanes::<Float8>(weights, x, columns, grain),
+        (QuantizationMode::Mxfp4 | QuantizationMode::Nvfp4, _) => lanes::<Float4>(weights, x, columns, grain),
     }
 }
 
 /// As [`product`], by how many lanes share a scale.
-fn lanes<C: Codes + Sync>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    match w.how.group_size as usize / C::P {
-        1 => blocks::<Floats<C, 1>>(w, x, columns, grain),
-        2 => blocks::<Floats<C, 2>>(w, x, columns, grain),
-        4 => blocks::<Floats<C, 4>>(w, x, columns, grain),
-        _ => blocks::<Floats<C, 8>>(w, x, columns, grain),
+fn lanes<C: Codes + Sync>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    match weights[0].how.group_size as usize / C::P {
+        1 => blocks::<Floats<C, 1>>(weights, x, columns, grain),
+        2 => blocks::<Floats<C, 2>>(weights, x, columns, grain),
+        4 => blocks::<Floats<C, 4>>(weights, x, columns, grain),
+        _ => blocks::<Floats<C, 8>>(weights, x, columns, grain),
     }
 }
 

@@ -7,6 +7,7 @@
 //! Sums that come out infinite or NaN are computed again by the portable implementation: an infinity in
 //! `x`, or an overflow, may meet other partial sums here than on the direct way.
 
+mod bytes;
 mod fixed;
 pub mod float;
 
@@ -119,32 +120,33 @@ const AHEAD: usize = 512;
 /// Room for the scales of a chunk, and as many as a vector has.
 type Room = [MaybeUninit<f32>; CHUNK + 8];
 
-/// `columns[n, m] = x[m, k] @ w[n, k]`, `grain` rows of weights at a time. Rows of `x` whose numbers have `digits`
-/// bits at most are taken in fixed point where that says the same of them; `float` multiplies the others.
+/// `columns[n, m] = x[m, k] @ w[n, k]` of all rows of all `weights`, which are quantized alike and of one length, `grain`
+/// rows at a time. Rows of `x` whose numbers have `digits` bits at most are taken in fixed point where that says the same
+/// of them; `float` multiplies the others.
 pub fn product(
-    w: &Weights<'_>,
+    weights: &[Weights<'_>],
     x: &[f32],
     columns: &mut [f32],
     grain: usize,
     digits: Option<u32>,
-    float: impl Fn(&Weights<'_>, &[&[f32]], &mut [f32], usize),
+    float: impl Fn(&[Weights<'_>], &[&[f32]], &mut [f32], usize),
 ) {
-    let x: Vec<&[f32]> = x.chunks_exact(w.k).collect();
-    let Some(digits) = digits.filter(|_| w.how.mode != QuantizationMode::Mxfp8) else {
-        return float(w, &x, columns, grain);
+    let x: Vec<&[f32]> = x.chunks_exact(weights[0].k).collect();
+    let Some(digits) = digits.filter(|_| weights[0].how.mode != QuantizationMode::Mxfp8) else {
+        return float(weights, &x, columns, grain);
     };
     let fits: Vec<bool> = x.iter().map(|x| fixed::suits(x, digits)).collect();
     if fits.iter().all(|&fits| fits) {
-        return fixed::product(w, &x, columns, grain);
+        return fixed::product(weights, &x, columns, grain);
     }
     for form in [false, true] {
         let rows: Vec<usize> = (0..x.len()).filter(|&m| fits[m] == form).collect();
         let some: Vec<&[f32]> = rows.iter().map(|&m| x[m]).collect();
-        let mut sums = vec![0.0; rows.len() * w.n];
+        let mut sums = vec![0.0; columns.len() / x.len() * rows.len()];
         match (form, some.is_empty()) {
             (_, true) => continue,
-            (false, _) => float(w, &some, &mut sums, grain),
-            (true, _) => fixed::product(w, &some, &mut sums, grain),
+            (false, _) => float(weights, &some, &mut sums, grain),
+            (true, _) => fixed::product(weights, &some, &mut sums, grain),
         }
         for (out, sums) in columns.chunks_exact_mut(x.len()).zip(sums.chunks_exact(rows.len())) {
             rows.iter().zip(sums).for_each(|(&m, sum)| out[m] = *sum);
@@ -183,27 +185,53 @@ struct Matrix<'a> {
     group_shift: u32,
 }
 
+impl<'a> Matrix<'a> {
+    fn new(w: &'a Weights<'a>) -> Self {
+        Self {
+            w,
+            groups: w.groups(),
+            row_bytes: w.row_bytes(),
+            group_shift: w.how.group_size.trailing_zeros(),
+        }
+    }
+}
+
 /// As [`product`], in one form.
-fn blocks<F: Form>(w: &Weights<'_>, x: &[&[f32]], columns: &mut [f32], grain: usize) {
+fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
     let x_rows = x.len();
-    let inputs: Vec<F::Input> = x.iter().map(|x| F::input(x, w)).collect();
-    let matrix = Matrix {
-        w,
-        groups: w.groups(),
-        row_bytes: w.row_bytes(),
-        group_shift: w.how.group_size.trailing_zeros(),
-    };
-    let chunk = COLUMNS[usize::from(x_rows > 2)] >> matrix.group_shift;
+    let inputs: Vec<F::Input> = x.iter().map(|x| F::input(x, &weights[0])).collect();
     // Rows of weights that pass over a part of `x` before the next part.
     let block = if x_rows > 2 { 32 } else { 4 };
-    pool::for_each_piece(columns, grain * x_rows, |piece, columns| {
-        let first = piece * grain;
+    columns_of(weights, x, columns, grain, |w, first, columns| {
+        let chunk = COLUMNS[usize::from(x_rows > 2)] >> w.group_shift;
         // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-        unsafe { rows::<F>(&matrix, &inputs, first, chunk, block, columns) };
-        let mut row = None;
-        for (n, sums) in columns.chunks_exact_mut(x_rows).enumerate() {
-            for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
-                *sum = dot(x, row.get_or_insert_with(|| Row::new(w)).decode(first + n));
+        unsafe { rows::<F>(w, &inputs, first, chunk, block, columns) };
+    });
+}
+
+/// `grain` rows of one of the weights at a time by `rows(w, first, columns)`, and the portable way what it gives that is
+/// not finite.
+fn columns_of(
+    weights: &[Weights<'_>],
+    x: &[&[f32]],
+    columns: &mut [f32],
+    grain: usize,
+    rows: impl Fn(&Matrix<'_>, usize, &mut [f32]) + Sync,
+) {
+    let (mut pieces, mut rest) = (Vec::new(), columns);
+    for w in weights {
+        let own = rest.split_off_mut(..w.n * x.len()).unwrap_or_default();
+        let own = own.chunks_mut(grain * x.len()).enumerate();
+        pieces.extend(own.map(|(i, columns)| (Matrix::new(w), i * grain, columns)));
+    }
+    pool::for_each_piece(&mut pieces, 1, |_, piece| {
+        for (matrix, first, columns) in piece {
+            rows(matrix, *first, columns);
+            let mut row = None;
+            for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
+                for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
+                    *sum = dot(x, row.get_or_insert_with(|| Row::new(matrix.w)).decode(*first + n));
+                }
             }
         }
     });
@@ -236,7 +264,7 @@ unsafe fn rows<F: Form>(
                     // SAFETY: the caller vouches for the CPU.
                     unsafe {
                         match x.as_slice() {
-                            [a] => F::strip(w, n, [a], groups, totals),
+                            [a] => singles::<F, 1>(w, n, [a], groups, totals),
                             [a, b] => F::strip(w, n, [a, b], groups, totals),
                             [a, b, c] => halves::<F, 3>(w, n, [a, b, c], groups, totals),
                             [a, b, c, d, ..] => halves::<F, 4>(w, n, [a, b, c, d], groups, totals),
@@ -280,6 +308,24 @@ unsafe fn halves<F: Form, const M: usize>(
     [*c, *d] = half;
 }
 
+/// As [`Form::strip`] of four rows, one at a time.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn singles<F: Form, const M: usize>(
+    w: &Matrix<'_>,
+    n: usize,
+    x: [&F::Input; M],
+    groups: [usize; 2],
+    totals: &mut [Totals; 4],
+) {
+    for (r, totals) in totals.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { F::strip(w, n + r, x, groups, std::array::from_mut(totals)) };
+    }
+}
+
 /// Partial sums of a row of weights and four of `x`. Each of both parts is added up in one order, however many
 /// groups there are in a chunk.
 #[derive(Clone, Copy)]
@@ -305,14 +351,20 @@ impl Totals {
                     _mm256_add_ps(_mm256_loadu_ps(codes[m].as_ptr()), _mm256_loadu_ps(middles[m].as_ptr()));
             }
         }
-        let [a, b, c, d] = rows;
-        let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-        let sums = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
-        let mut out = [0.0; 4];
-        // SAFETY: four numbers.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
-        out
+        sums_of_four(rows)
     }
+}
+
+/// The sum of each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sums_of_four([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    let sums = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
+    let mut out = [0.0; 4];
+    // SAFETY: four numbers.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+    out
 }
 
 /// What a strip goes on from: zeros at group 0, or what is in `part` of its totals.

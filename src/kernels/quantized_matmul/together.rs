@@ -1,0 +1,111 @@
+//! Products of one `x` with several matrices, such as those of queries, keys and values: `x` is read and laid out once,
+//! and threads share the rows of all matrices.
+
+use super::cpu::{Batch, FEW};
+use super::{NAME, QuantizedMatmul, path_for, quantized_matmul};
+use crate::array::Array;
+use crate::error::{Error, Result};
+use crate::kernels::{CustomKernel, Spec, View, ViewMut, apply};
+use crate::ops::{self, Quantization};
+
+/// Codes, scales and biases of a matrix.
+pub(crate) type Parts<'a> = (&'a Array, &'a Array, Option<&'a Array>);
+
+/// `x @ dequantize(w).T` of each matrix, the same as [`quantized_matmul`](super::quantized_matmul) gives of each.
+pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization) -> Result<Vec<Array>> {
+    let one = |&(w, scales, biases): &Parts<'_>| quantized_matmul(x, w, scales, biases, true, how);
+    let paths: Option<Vec<_>> = all
+        .iter()
+        .map(|&(w, scales, biases)| path_for(x, w, scales, biases, true, how).filter(|_| w.ndim() == 2))
+        .collect();
+    let rows = x.shape().split_last().map_or(0, |(_, rows)| rows.iter().product());
+    let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
+    match paths.as_deref() {
+        Some(&[path, _, ..]) if alike && (1..=FEW as i32).contains(&rows) => {
+            let arrays = all.iter().flat_map(|&(w, scales, biases)| [w, scales].into_iter().chain(biases));
+            let single = QuantizedMatmul { how, path, transpose: true, picked: false };
+            apply(Together { single, count: all.len() }, [x].into_iter().chain(arrays))
+        }
+        _ => all.iter().map(one).collect(),
+    }
+}
+
+struct Together {
+    /// The product with each.
+    single: QuantizedMatmul,
+    /// How many matrices there are.
+    count: usize,
+}
+
+impl Together {
+    /// The first of the inputs, and those of each matrix.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> Result<(&'a T, Vec<&'a [T]>)> {
+        match inputs {
+            [x, rest @ ..] if rest.len() >= 2 * self.count && rest.len().is_multiple_of(self.count) => {
+                Ok((x, rest.chunks(rest.len() / self.count).collect()))
+            }
+            _ => Err(Error::argument(NAME, format!("{} inputs", inputs.len()))),
+        }
+    }
+
+    /// What `product` gives for the inputs of each single product.
+    fn each<T: Clone, R>(
+        &self,
+        inputs: &[T],
+        mut product: impl FnMut(usize, &[T]) -> Result<R>,
+    ) -> Result<Vec<R>> {
+        let (x, matrices) = self.split(inputs)?;
+        let own = |(i, matrix): (usize, &[T])| product(i, &[std::slice::from_ref(x), matrix].concat());
+        matrices.into_iter().enumerate().map(own).collect()
+    }
+}
+
+impl CustomKernel for Together {
+    fn name(&self) -> &str {
+        "quantized_matmuls"
+    }
+
+    fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        Ok(self.each(inputs, |_, inputs| self.single.outputs(inputs))?.concat())
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
+        let (x, matrices) = self.split(inputs)?;
+        let weights = matrices.iter().map(|parts| {
+            let batch = Batch::new(&parts[0], &parts[1], parts.get(2), self.single.how)?;
+            Ok(batch.matrix(0))
+        });
+        self.single.together(&weights.collect::<Result<Vec<_>>>()?, x, outputs)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+        Ok(self.each(inputs, |_, inputs| self.single.reference(inputs))?.concat())
+    }
+
+    /// Of `x`: the sum over the matrices.
+    fn vjp(&self, inputs: &[Array], cotangents: &[Array], argnums: &[i32]) -> Result<Option<Vec<Array>>> {
+        let gradients = self.each(inputs, |i, inputs| {
+            self.single
+                .vjp(inputs, &cotangents[i..=i], argnums)
+                .map(|gradient| gradient.map(|all| all[0].clone()))
+        })?;
+        let Some(gradients) = gradients.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let sum = gradients.into_iter().map(Ok).reduce(|sum, next| &sum? + next?);
+        sum.map(|sum| sum.map(|sum| vec![sum])).transpose()
+    }
+
+    fn vmap(&self, inputs: &[Array], axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {
+        let size = |(x, axis): (&Array, &Option<i32>)| axis.map(|axis| x.dim(axis));
+        let Some(count) = inputs.iter().zip(axes).find_map(size).transpose()? else { return Ok(None) };
+        let (mut inputs, mut axes) = (inputs.to_vec(), axes.to_vec());
+        // Of matrices that are not mapped there is a product for each index too.
+        if axes[0].is_none() {
+            let shape: Vec<i32> = std::iter::once(count).chain(inputs[0].shape().iter().copied()).collect();
+            (inputs[0], axes[0]) = (ops::broadcast_to(&inputs[0], &shape)?, Some(0));
+        }
+        let (&of_x, of_matrices) = self.split(&axes)?;
+        let all =
+            self.each(&inputs, |i, inputs| self.single.vmap(inputs, &[&[of_x], of_matrices[i]].concat()))?;
+        Ok(all.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat()))
+    }
+}

@@ -1,0 +1,175 @@
+//! `quantized_matmuls`: products of one `x` with several matrices.
+
+use mlxport::nn::Linear;
+
+use super::*;
+
+/// Matrices of `ns` rows that meet the same `x`.
+fn cases(
+    how: Quantization,
+    dtypes: [Dtype; 2],
+    x_shape: &[i32],
+    ns: &[i32],
+    groups: i32,
+    seed: u64,
+) -> Vec<Case> {
+    let of =
+        |(i, &n): (usize, &i32)| Case::new(how, dtypes, x_shape, n, groups, seed + i as u64, unit_values);
+    let mut cases: Vec<Case> = ns.iter().enumerate().map(of).collect();
+    let (x, x_values) = (cases[0].x.clone(), cases[0].x_values.clone());
+    for case in &mut cases[1..] {
+        (case.x, case.x_values) = (x.clone(), x_values.clone());
+    }
+    cases
+}
+
+fn products(x: &Array, cases: &[Case]) -> mlxport::Result<Vec<Array>> {
+    let parts: Vec<_> = cases.iter().map(|case| (&case.w, &case.scales, case.biases.as_ref())).collect();
+    ops::quantized_matmuls(x, &parts, cases[0].how)
+}
+
+proptest! {
+    #![proptest_config(crate::config(64))]
+
+    #[test]
+    fn they_are_as_exact_as_the_reference_and_the_same_as_alone(
+        how in prop::sample::select(quantizations()),
+        x_dtype in prop::sample::select(&FLOATS[..]),
+        scale_dtype in prop::sample::select(&FLOATS[..]),
+        x_shape in prop::sample::select(vec![
+            vec![], vec![1], vec![2], vec![12], vec![13], vec![0], vec![1, 3], vec![2, 0], vec![1, 1, 1],
+        ]),
+        ns in prop::collection::vec(prop::sample::select(vec![0, 1, 2, 4, 7, 13, 300]), 1..5),
+        groups in 0..10i32,
+        seed in 0..u64::MAX / 2,
+    ) {
+        let dtypes = [x_dtype, scale_dtype];
+        let cases = cases(how, dtypes, &x_shape, &ns, groups, seed);
+        let alike = Case::new(how, dtypes, &x_shape, 64, groups, seed, unit_values);
+        for (i, case) in cases.iter().enumerate() {
+            let on = |path| {
+                let all = kernels::force(path, || products(&case.x, &cases)).unwrap().unwrap();
+                assert_eq!(all.len(), cases.len());
+                assert_eq!(bits(&all[i]), bits(&case.on(path)), "{path} {how:?} matrix {i}");
+                all[i].clone()
+            };
+            case.check_by(Some(&alike), on)?;
+        }
+    }
+}
+
+#[test]
+fn they_repeat_and_do_not_depend_on_the_threads() {
+    let cases = cases(Quantization::affine(64, 4), [Dtype::Bfloat16; 2], &[1], &[1001, 3, 600], 16, 1);
+    assert_repeats(|| products(&cases[0].x, &cases));
+}
+
+#[test]
+fn x_may_be_strided() {
+    let cases = cases(Quantization::affine(32, 4), [Dtype::Float32; 2], &[6], &[8, 5], 4, 3);
+    let turned = ops::contiguous(&ops::transpose(&cases[0].x, ..).unwrap(), false).unwrap();
+    let turned = ops::transpose(&turned, ..).unwrap();
+    for path in fast_paths() {
+        let all = kernels::force(path, || products(&turned, &cases)).unwrap().unwrap();
+        for (y, case) in all.iter().zip(&cases) {
+            assert_eq!(bits(y), bits(&case.on(path)), "{path}");
+        }
+    }
+}
+
+#[test]
+fn gradients_add_up() {
+    for how in quantizations() {
+        let cases = cases(how, [Dtype::Float32; 2], &[3], &[13, 6], 2, 5);
+        let k = cases[0].x.shape()[1] as usize;
+        let weights = [13, 6].map(|n| Numbers(n as u64).array(&[3, n]));
+        let mut expected = vec![0.0; 3 * k];
+        for ((_, weights), case) in weights.iter().zip(&cases) {
+            let n = weights.len() / 3;
+            for (at, dx) in expected.iter_mut().enumerate() {
+                *dx += (0..n).map(|i| weights[at / k * n + i] * case.decoded[i * k + at % k]).sum::<f64>();
+            }
+        }
+        let scale = cases.iter().flat_map(|case| &case.decoded).fold(0.0, |max, w| f64::max(max, w.abs()));
+        let loss = |all: Vec<Array>| {
+            let sums = all.iter().zip(&weights).map(|(y, (weights, _))| ops::sum(&(y * weights)?, .., false));
+            let [a, b] = <[Array; 2]>::try_from(sums.collect::<mlxport::Result<Vec<_>>>()?).unwrap();
+            a + b
+        };
+        let gradient = || transforms::grad(|x| loss(products(x, &cases)?), &cases[0].x);
+        check(&expected, scale, gradient, gradient).unwrap();
+        // Of the scales of one matrix, which is left to the reference.
+        if how.mode == QuantizationMode::Affine {
+            let of_scales = |scales: &Array| {
+                let [one, two] = [&cases[0], &cases[1]];
+                let parts =
+                    [(&one.w, &one.scales, one.biases.as_ref()), (&two.w, scales, two.biases.as_ref())];
+                loss(ops::quantized_matmuls(&one.x, &parts, how)?)
+            };
+            let gradient = || transforms::grad(of_scales, &cases[1].scales);
+            let expected = to_f64(&kernels::force(Path::Reference, gradient).unwrap().unwrap());
+            check(&expected, 1.0, gradient, gradient).unwrap();
+        }
+    }
+}
+
+#[test]
+fn they_map_over_an_axis() {
+    for how in quantizations() {
+        let cases = cases(how, [Dtype::Float32; 2], &[4], &[6, 3], 2, 9);
+        let (one, two) = (&cases[0], &cases[1]);
+        let k = one.x.shape()[1];
+        let (x, _) = Numbers(1).array(&[k, 3, 2]);
+        let codes = ops::stack([&one.w, &one.w, &one.w], 1).unwrap();
+        let (first, second) =
+            ((&one.scales, one.biases.as_ref()), (&two.w, &two.scales, two.biases.as_ref()));
+        let product = |x: &Array, w: &Array| ops::quantized_matmuls(x, &[(w, first.0, first.1), second], how);
+        let turned = |x: &Array| ops::transpose(x, ..);
+        assert_maps(&[&x], &[Some(1)], |args| product(&turned(&args[0])?, &one.w));
+        assert_maps(&[&x, &codes], &[Some(1), Some(1)], |args| product(&turned(&args[0])?, &args[1]));
+        assert_maps(&[&one.x, &codes], &[None, Some(1)], |args| product(&args[0], &args[1]));
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let how = Quantization::affine(32, 4);
+    let good = cases(how, [Dtype::Float32; 2], &[1], &[4, 4], 2, 1);
+    let longer = cases(how, [Dtype::Float32; 2], &[1], &[4, 4], 3, 1);
+    let batch = |a: &Array| ops::expand_dims(a, 0).unwrap();
+    let (w, scales, biases) = (&good[1].w, &good[1].scales, good[1].biases.as_ref().unwrap());
+    let (deep, deep_scales, deep_biases) = (batch(w), batch(scales), batch(biases));
+    let beside = |other| {
+        let first = (&good[0].w, &good[0].scales, good[0].biases.as_ref());
+        ops::quantized_matmuls(&good[0].x, &[first, other], how).and_then(|all| transforms::eval(&all))
+    };
+    assert!(beside((w, scales, Some(biases))).is_ok());
+    for path in fast_paths().into_iter().chain([Path::Reference]) {
+        let refused = |other| assert!(kernels::force(path, || beside(other)).unwrap().is_err(), "{path}");
+        refused((&longer[1].w, &longer[1].scales, longer[1].biases.as_ref()));
+        refused((w, &longer[1].scales, Some(biases)));
+        refused((w, scales, None));
+        refused((&deep, &deep_scales, Some(&deep_biases)));
+    }
+    assert!(ops::quantized_matmuls(&good[0].x, &[], how).unwrap().is_empty());
+}
+
+#[test]
+fn layers_of_any_kind_go_together() {
+    let cases = cases(Quantization::affine(64, 4), [Dtype::Bfloat16; 2], &[2], &[8, 8, 8], 3, 4);
+    let k = cases[0].x.shape()[1];
+    let bias = rounded(&Numbers(3).values(8), &[8], Dtype::Bfloat16).0;
+    let dense = rounded(&Numbers(4).values(8 * k as usize), &[8, k], Dtype::Bfloat16).0;
+    let layer = |weight, bias| Linear { weight, bias };
+    let quantized = |i: usize, bias| layer(cases[i].weight(), bias);
+    let all = [
+        [quantized(0, None), quantized(1, Some(bias.clone())), quantized(2, None)],
+        [quantized(0, Some(bias.clone())), layer(Weight::Dense(dense), Some(bias)), quantized(1, None)],
+    ];
+    for layers in &all {
+        let together = Linear::forward_all(layers.each_ref(), &cases[0].x).unwrap();
+        for (layer, y) in layers.iter().zip(&together) {
+            assert_eq!(bits(y), bits(&layer.forward(&cases[0].x).unwrap()));
+        }
+    }
+}
