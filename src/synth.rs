@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
-use crate::io;
+use crate::io::{self, atomic::PendingFolder};
 use crate::ops::{self, Quantization};
 
 /// The sizes of a language model.
@@ -211,24 +211,19 @@ pub fn write(shape: Shape, how: Option<Quantization>, out: &Path) -> Result<()> 
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-    let staging = tempfile::Builder::new().prefix(".synth-").tempdir_in(parent);
-    let staging = staging.map_err(|e| Error::io(parent, e))?;
+    let staging = PendingFolder::new(out)?;
     let metadata = BTreeMap::from([("format".to_owned(), "mlx".to_owned())]);
     let named = arrays.iter().map(|(name, array)| (name.as_str(), array));
-    io::save_sharded(staging.path(), named, 5 << 30, &metadata)?;
+    io::save_sharded(staging.temporary(), named, 5 << 30, &metadata)?;
     for (name, value) in [
         ("config.json", shape.config(how)),
         ("tokenizer.json", tokenizer()),
         ("tokenizer_config.json", json!({ "tokenizer_class": "PreTrainedTokenizerFast" })),
     ] {
-        let path = staging.path().join(name);
+        let path = staging.temporary().join(name);
         fs::write(&path, format!("{value:#}\n")).map_err(|e| Error::io(&path, e))?;
     }
-    let staged = staging.keep();
-    fs::rename(&staged, out).map_err(|e| {
-        let _ = fs::remove_dir_all(&staged);
-        Error::io(out, e)
-    })
+    staging.place()
 }
 
 /// Byte-level, without merges: each byte is the token of its own number.

@@ -111,6 +111,12 @@ impl Config {
         dtype.map(Some).ok_or_else(|| self.invalid(format!("`dtype` is {value}, which MLX does not have")))
     }
 
+    /// The same for weights in `dtype`.
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.json["dtype"] = dtype.to_string().into();
+        self
+    }
+
     /// How the weights were quantized for MLX, if they were: `quantization`, or `quantization_config`
     /// unless it names another program's method. Fails for bits and groups that MLX does not have.
     pub fn quantization(&self) -> Result<Option<QuantizationConfig>> {

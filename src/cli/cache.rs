@@ -10,6 +10,7 @@ use super::settings::CacheArgs;
 use super::{Outcome, check_interrupt, print, print_json};
 use crate::array::Dtype;
 use crate::cache::Cache;
+use crate::error::Error;
 use crate::generate::{Options, Tokens};
 use crate::models;
 
@@ -81,13 +82,18 @@ pub(super) fn run(command: &Command) -> Outcome {
 }
 
 fn make(args: &MakeArgs) -> Outcome {
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
+        let message =
+            format!("{} does not end in .safetensors, by which readers know it", args.out.display());
+        return Err(Error::argument("out", message).into());
+    }
     let template = if args.raw { Template::Raw } else { Template::Begin };
     let (_, prompt) = args.prompt.read(&args.model, template, &args.template, args.tools.as_deref())?;
     args.cache.check_length(&args.model, prompt.len())?;
-    let mut model = models::load(&args.model)?;
-    if let Some(dtype) = args.dtype {
-        model.set_dtype(dtype)?;
-    }
+    let model = match args.dtype {
+        Some(dtype) => models::load_as(&args.model, dtype)?,
+        None => models::load(&args.model)?,
+    };
     let mut cache = args.cache.make_cache(&*model)?;
     let options = Options {
         max_tokens: 1,
@@ -100,6 +106,8 @@ fn make(args: &MakeArgs) -> Outcome {
     drop(tokens);
     let metadata = BTreeMap::from([("model".to_owned(), args.model.display().to_string())]);
     cache.save(&args.out, &metadata)?;
+    // The file has no room for more positions, as the cache had.
+    let (cache, metadata) = Cache::load(&args.out)?;
     let report = Report::of(&cache, metadata);
     match args.json {
         true => print_json(&report),

@@ -212,9 +212,7 @@ impl Chat<'_> {
     fn save(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.template.chat(self.messages.clone(), None)?.messages);
         let text = text.map_err(|e| Error::argument("chat", e.to_string()))? + "\n";
-        crate::io::atomic::write_whole(path, |file| {
-            file.write_all(text.as_bytes()).map_err(|e| Error::io(path, e))
-        })
+        crate::io::atomic::write_bytes(path, text.as_bytes())
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {

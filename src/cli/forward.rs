@@ -8,7 +8,6 @@ use crate::array::{Array, Dtype};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::models::{self, LanguageModel, check_tokens, probe};
-use crate::nn::Module;
 use crate::{io, ops};
 
 #[derive(clap::Args)]
@@ -36,10 +35,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Outcome {
     let ids = read_ids(&args.inputs)?;
-    let mut model = models::load(&args.model)?;
-    if let Some(dtype) = args.dtype {
-        model.set_dtype(dtype)?;
-    }
+    let model = match args.dtype {
+        Some(dtype) => models::load_as(&args.model, dtype)?,
+        None => models::load(&args.model)?,
+    };
     check_tokens(&*model, &ids.to_vec::<i32>()?)?;
     let (batch, length) = (ids.shape()[0], ids.shape()[1]);
     let pieces = pieces(&args.chunks, length)?;

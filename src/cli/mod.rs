@@ -1,7 +1,7 @@
 //! The command line: one file for each subcommand, each with its arguments and a `run`.
 //!
 //! An error is one line on standard error and exit code 1; wrong usage is 2; Ctrl-C is 130. A reader
-//! that closes the pipe ends the command quietly.
+//! that closes the pipe ends the command quietly. What ends a command leaves nothing half-written.
 
 mod bench;
 mod cache;
@@ -21,8 +21,12 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::error::Error;
+use crate::io::atomic::discard_unfinished;
 
 #[derive(Parser)]
 #[command(name = "mlxport", version, about = "Ports machine-learning models to MLX, and runs them")]
@@ -79,12 +83,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    // The first Ctrl-C lets the token at work finish; a second one does not wait.
-    let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::abort();
-        }
-    });
+    // Without them, signals end the process as they do by themselves.
+    if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
+        std::thread::spawn(move || signals.forever().for_each(obey));
+    }
     match run(cli.command) {
         Ok(()) | Err(Stop::Unread) => ExitCode::SUCCESS,
         Err(Stop::Interrupted) => ExitCode::from(130),
@@ -97,6 +99,7 @@ pub fn main() -> ExitCode {
 
 fn run(mut command: Command) -> Outcome {
     locate(&mut command)?;
+    LISTENING.store(command.listens(), Ordering::Relaxed);
     match command {
         Command::Port(args) => port::run(&args),
         Command::Convert(args) => convert::run(&args),
@@ -108,6 +111,19 @@ fn run(mut command: Command) -> Outcome {
         Command::Bench(command) => bench::run(&command),
         Command::Models(args) => models::run(&args),
         Command::Devices(args) => devices::run(&args),
+    }
+}
+
+impl Command {
+    /// Whether it ends by itself once it is [`interrupted`].
+    fn listens(&self) -> bool {
+        use Command::*;
+        match self {
+            Convert(_) | Generate(_) | Chat(_) | Perplexity(_) | Forward(_) => true,
+            Cache(command) => matches!(command, cache::Command::Make(_)),
+            Bench(command) => matches!(command, bench::Command::Model(_)),
+            Port(_) | Models(_) | Devices(_) => false,
+        }
     }
 }
 
@@ -135,6 +151,17 @@ fn locate(command: &mut Command) -> crate::Result<()> {
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static LISTENING: AtomicBool = AtomicBool::new(false);
+
+/// The first Ctrl-C lets a command that listens finish what it is at. Another one does not wait, and no
+/// signal to terminate does.
+fn obey(signal: i32) {
+    let again = INTERRUPTED.swap(signal == SIGINT, Ordering::Relaxed);
+    if signal == SIGTERM || again || !LISTENING.load(Ordering::Relaxed) {
+        discard_unfinished();
+        let _ = emulate_default_handler(signal);
+    }
+}
 
 /// Whether Ctrl-C was pressed.
 fn interrupted() -> bool {

@@ -9,7 +9,7 @@ use crate::models::{MODEL_TYPES, ModelStatus, model_statuses, module_of};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object for each
+    /// Print them as a JSON list
     #[arg(long)]
     json: bool,
 }

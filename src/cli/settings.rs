@@ -179,7 +179,8 @@ impl GrammarArgs {
         if let Some(schema) = &self.json_schema {
             let text = text_or_file(schema)?;
             let schema = serde_json::from_str(&text);
-            let schema = schema.map_err(|e| Error::argument("json schema", e.to_string()))?;
+            let fail = |e| Error::argument("json schema", format!("not JSON, nor a file with it: {e}"));
+            let schema = schema.map_err(fail)?;
             return Ok(Some(Grammar::JsonSchema(schema)));
         }
         let regex = self.regex.clone().map(Grammar::Regex);

@@ -56,13 +56,14 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let PerplexitySettings { sequence_length: length, batch_size, num_samples } = settings;
     if length < 2 || batch_size == 0 || num_samples == Some(0) {
-        let message = "it takes sequences of two tokens, and a sample, or more";
+        let message =
+            "it takes samples of two tokens or more, one or more of them, and one or more at a time";
         return Err(Error::argument("perplexity", message));
     }
     check_tokens(model, tokens)?;
     let samples = (tokens.len() / length).min(num_samples.unwrap_or(usize::MAX));
     if samples == 0 {
-        let message = format!("a text of {} tokens for samples of {length}", tokens.len());
+        let message = format!("a text of {} tokens holds no sample of {length}", tokens.len());
         return Err(Error::argument("perplexity", message));
     }
     memory::reset_peak_memory()?;

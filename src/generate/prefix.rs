@@ -47,6 +47,24 @@ impl Remembered {
     }
 }
 
+/// Boundaries of a text that are kept.
+const MOST_BOUNDARIES: usize = 16;
+
+/// Takes one away where there are too many: that which lies the closest between its neighbours for how far
+/// they are from the end.
+pub(super) fn thin(boundaries: &mut Vec<Snapshot>) {
+    if boundaries.len() <= MOST_BOUNDARIES {
+        return;
+    }
+    let at = |i: usize| f64::from(boundaries[i].position());
+    let end = at(boundaries.len() - 1);
+    let gap = |i: usize| (at(i + 1) - at(i - 1)) / (end - at(i - 1));
+    let closest = (1..boundaries.len() - 1).min_by(|&a, &b| gap(a).total_cmp(&gap(b)));
+    if let Some(closest) = closest {
+        boundaries.remove(closest);
+    }
+}
+
 /// What a model remembers of the last texts.
 #[derive(Debug, Clone)]
 pub struct PrefixCache {

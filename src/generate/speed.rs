@@ -64,7 +64,8 @@ pub struct Speed {
 pub fn speed(dir: &Path, settings: SpeedSettings, check: &mut dyn FnMut() -> Result<()>) -> Result<Speed> {
     let SpeedSettings { prompt_tokens, generate_tokens, runs, batch_size } = settings;
     if runs == 0 || batch_size == 0 || prompt_tokens < 1 || generate_tokens < 2 {
-        let message = "it takes a run, a prompt token and two tokens to generate, or more";
+        let message =
+            "it takes a run, a request at a time, a prompt token and two tokens to generate, or more";
         return Err(Error::argument("bench", message));
     }
     let start = Instant::now();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::choose::{Choice, Chooser};
 use super::constraint::{Allowed, Constraint};
 use super::forward::{forward, ids, last_position, position};
+use super::prefix::thin;
 use super::speculate::{Draft, Rewind};
 use super::stats::Clock;
 use super::{Cancel, FinishReason, Options, Stats, Token};
@@ -112,8 +113,9 @@ impl<'a> Tokens<'a> {
         self
     }
 
-    /// Remembers the states of layers without a past at every position that `every` divides, and before
-    /// the last token of the prompt: see [`Remembered`](super::Remembered).
+    /// Remembers the states of layers without a past at positions that `every` divides, and before the last
+    /// token of the prompt: at most 16, the farther from the end the fewer. See
+    /// [`Remembered`](super::Remembered).
     pub fn with_boundaries(mut self, every: usize) -> Self {
         self.boundaries = Some((every.max(1), Vec::new()));
         self
@@ -173,6 +175,7 @@ impl<'a> Tokens<'a> {
             let position = usize::try_from(self.cache.offset()).unwrap_or(0);
             if always || position.is_multiple_of(*every) {
                 taken.push(self.cache.snapshot());
+                thin(taken);
             }
         }
     }

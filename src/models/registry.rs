@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{LanguageModel, lm};
+use crate::array::Dtype;
 use crate::checkpoint::{Config, Rules, Weights};
 use crate::error::{Error, Result};
 
@@ -36,17 +37,24 @@ macro_rules! models {
         /// Fails for a `model_type` that is not here, for a config whose sizes no model has, and for
         /// weights that are missing, have another shape, or are of no use to the model.
         pub fn load(dir: &Path) -> Result<Box<dyn LanguageModel>> {
-            Ok(load_weights(dir)?.0)
+            Ok(load_weights(&Config::load(dir)?, dir)?.0)
         }
 
-        /// As [`load`], with the weights that the model was made of.
-        pub fn load_weights(dir: &Path) -> Result<(Box<dyn LanguageModel>, Weights)> {
-            let config = Config::load(dir)?;
+        /// As [`load`], in this floating-point dtype. What a GGUF file has packed and becomes dense has it
+        /// from the beginning.
+        pub fn load_as(dir: &Path, dtype: Dtype) -> Result<Box<dyn LanguageModel>> {
+            let (mut model, _) = load_weights(&Config::load(dir)?.with_dtype(dtype), dir)?;
+            model.set_dtype(dtype)?;
+            Ok(model)
+        }
+
+        /// As [`load`], for a checkpoint of this config; with the weights that the model was made of.
+        pub fn load_weights(config: &Config, dir: &Path) -> Result<(Box<dyn LanguageModel>, Weights)> {
             match config.model_type()? {
                 $($($name)|+ => {
                     let args: $($module)::+::Args = config.args()?;
                     args.check().map_err(|e| Error::invalid(config.path(), e))?;
-                    let weights = Weights::of(&config, dir, &$($module)::+::rules(&args))?;
+                    let weights = Weights::of(config, dir, &$($module)::+::rules(&args))?;
                     let model = $($module)::+::model(&args, &weights)?;
                     weights.finish()?;
                     Ok((Box::new(model), weights))

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::inspect::{FileInfo, file_infos};
 use super::quantize::{self, Choice, Recipe, is_cast};
@@ -14,6 +13,7 @@ use crate::array::{Array, Dtype};
 use crate::checkpoint::{Config, Gguf, Rules, WeightMap, Weights, gguf};
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
+use crate::io::atomic::PendingFolder;
 use crate::ops::{Quantization, QuantizationMode};
 use crate::{io, models, ops, transforms};
 
@@ -90,18 +90,19 @@ pub(super) fn convert(source: &Path, plan: &Plan, model: &Path) -> Result<Conver
     let config = Config::load(source)?;
     let weights = Weights::of(&config, source, &plan.rules)?;
     let changes = Changes::none(&weights);
-    let staging = Staging::beside(model)?;
-    changes.write(&weights, staging.path(), None, &mut |_, _| Ok(()))?;
+    let staging = PendingFolder::new(model)?;
+    changes.write(&weights, staging.temporary(), None, &mut |_, _| Ok(()))?;
     // What another program has quantized is MLX's now; the loaded model knows how.
     let foreign = config.foreign_quantization()?.is_some();
-    let matrices = if foreign { models::load_weights(source)?.1.matrices() } else { BTreeMap::new() };
+    let matrices =
+        if foreign { models::load_weights(&config, source)?.1.matrices() } else { BTreeMap::new() };
     write_config(
         &config,
-        &staging.path().join("config.json"),
+        &staging.temporary().join("config.json"),
         foreign.then(|| quantization(&matrices, None)),
     )?;
-    copy_kept(source, staging.path())?;
-    let files = file_infos(staging.path())?;
+    copy_kept(source, staging.temporary())?;
+    let files = file_infos(staging.temporary())?;
     if model.exists() {
         fs::remove_dir_all(model).map_err(|e| Error::io(model, e))?;
     }
@@ -160,7 +161,11 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
     }
     let config = Config::load(source)?;
     let module = architecture_of(&config)?;
-    let (model, mut weights) = models::load_weights(source)?;
+    let wanted = match options.dtype {
+        Some(dtype) => config.clone().with_dtype(dtype),
+        None => config.clone(),
+    };
+    let (model, mut weights) = models::load_weights(&wanted, source)?;
     let num_layers = model.num_layers();
     drop(model);
     // mlx-lm has BitNet's weights as they are published; affine ones are for running it.
@@ -214,16 +219,16 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
         }
     }
 
-    let staging = Staging::beside(out)?;
+    let staging = PendingFolder::new(out)?;
     let parameters = parameters(&weights, &old);
-    let weight_bytes = changes.write(&weights, staging.path(), Some(parameters), progress)?;
+    let weight_bytes = changes.write(&weights, staging.temporary(), Some(parameters), progress)?;
     write_config(
         &config,
-        &staging.path().join("config.json"),
+        &staging.temporary().join("config.json"),
         (!packed).then(|| quantization.clone().unwrap_or_default()),
     )?;
-    copy_kept(source, staging.path())?;
-    let files = file_names(staging.path())?;
+    copy_kept(source, staging.temporary())?;
+    let files = file_names(staging.temporary())?;
     staging.place()?;
     let bits_per_weight = weight_bytes as f64 * 8.0 / parameters.max(1) as f64;
     Ok(Rewritten { architecture: module, parameters, weight_bytes, bits_per_weight, quantization, files })
@@ -445,47 +450,6 @@ fn write_config(config: &Config, path: &Path, quantization: Option<Value>) -> Re
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, indented);
     sorted.serialize(&mut serializer).map_err(|e| Error::invalid(path, e))?;
     fs::write(path, text).map_err(|e| Error::io(path, e))
-}
-
-/// A folder in the making, beside the one that it will be. Dropped, it leaves nothing behind.
-struct Staging {
-    folder: TempDir,
-    to: PathBuf,
-}
-
-impl Staging {
-    fn beside(to: &Path) -> Result<Self> {
-        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !parent.is_dir() {
-            return Err(Error::io(to, format!("there is no folder {}", parent.display())));
-        }
-        let folder = tempfile::Builder::new().prefix(".model-").tempdir_in(parent);
-        Ok(Self { folder: folder.map_err(|e| Error::io(parent, e))?, to: to.to_path_buf() })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Puts the folder in its place, with the permissions that folders have here.
-    fn place(self) -> Result<()> {
-        let Self { folder, to } = self;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // The one for temporary folders is the owner's alone.
-            let parent =
-                to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let usual = fs::metadata(parent).map_or(0o755, |meta| meta.permissions().mode() & 0o777 | 0o700);
-            let usual = fs::Permissions::from_mode(usual);
-            fs::set_permissions(folder.path(), usual).map_err(|e| Error::io(folder.path(), e))?;
-        }
-        let staged = folder.keep();
-        fs::rename(&staged, &to).map_err(|e| {
-            let _ = fs::remove_dir_all(&staged);
-            Error::io(&to, e)
-        })
-    }
 }
 
 /// Copies what belongs to a checkpoint beside its weights and its config; of a GGUF file, writes it.

@@ -9,8 +9,9 @@ use super::convert::{Conversion, Plan};
 use super::inspect::Inspection;
 use super::measure::{Sample, Speed};
 use super::parity::{Measured, Outcome, Parity, TOLERANCE};
-use super::step::{write_json, write_whole};
+use super::step::write_json;
 use crate::error::Result;
+use crate::io::atomic::write_bytes;
 
 /// A finished port, or one that a rung of parity has stopped.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ impl Report {
     /// Writes `report.json` and `report.md`.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join("report.json"), self)?;
-        write_whole(&folder.join("report.md"), self.to_markdown().as_bytes())
+        write_bytes(&folder.join("report.md"), self.to_markdown().as_bytes())
     }
 
     /// The report for people.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::io::atomic::write_bytes;
 
 /// A finished step on disk: `NN-name.json`.
 #[derive(Serialize, Deserialize)]
@@ -92,19 +93,7 @@ fn read<T: DeserializeOwned>(path: &Path, inputs: &str) -> Option<T> {
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::invalid(path, e))?;
     text.push('\n');
-    write_whole(path, text.as_bytes())
-}
-
-/// Writes a file through a temporary one beside it, so that it is never seen half-written.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)
-    };
-    write().map(drop).map_err(|e| Error::io(path, e))
+    write_bytes(path, text.as_bytes())
 }
 
 /// SHA-256 over parts that are told apart by their lengths, in hexadecimal.

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mlxport::nn::Module;
+use mlxport::models::LanguageModel;
+use mlxport::port::{Rewrite, rewrite};
 use mlxport::text::Tokenizer;
 use mlxport::{Array, Dtype, io, models};
 use serde_json::Value;
@@ -11,20 +12,38 @@ fn file(name: &str) -> PathBuf {
     Path::new("tests/fixtures/gguf").join(format!("{name}.gguf"))
 }
 
+/// The largest error of logits, over their deviation.
+fn error(model: &dyn LanguageModel, name: &str) -> f32 {
+    let expected = io::load_npz(file(name).with_extension("npz")).unwrap();
+    let ids = Array::from_host(&expected["input_ids"]).unwrap();
+    let logits = model.forward(&ids, &mut model.make_cache()).unwrap().to_vec::<f32>().unwrap();
+    let expected = expected["logits"].to_vec::<f32>().unwrap();
+    let error = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    error / (expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32).sqrt()
+}
+
 /// Against mlx-lm with the weights that llama.cpp's package reads from the same file.
 #[test]
 fn logits_are_those_of_the_model_behind_the_file() {
-    for name in ["llama", "qwen3"] {
-        let mut model = models::load(&file(name)).unwrap();
-        model.set_dtype(Dtype::Float32).unwrap();
-        let expected = io::load_npz(file(name).with_extension("npz")).unwrap();
-        let ids = Array::from_host(&expected["input_ids"]).unwrap();
-        let logits = model.forward(&ids, &mut model.make_cache()).unwrap().to_vec::<f32>().unwrap();
-        let expected = expected["logits"].to_vec::<f32>().unwrap();
-        let error = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let deviation = (expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32).sqrt();
-        assert!(error <= 1e-4 * deviation, "{name}: {error} of {deviation}");
+    for name in ["llama", "qwen3", "k_quants"] {
+        let error = error(&*models::load_as(&file(name), Dtype::Float32).unwrap(), name);
+        assert!(error <= 2e-5, "{name}: {error}");
     }
+}
+
+/// What K quants mean has more digits than the `float16` that they become by default.
+#[test]
+fn converting_to_float32_loses_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let convert = |dtype: Option<Dtype>| {
+        let out = tmp.path().join(dtype.map_or("default", |_| "float32"));
+        let (source, quantize, recipe) = (file("k_quants"), None, None);
+        let options = Rewrite { source, out: out.clone(), quantize, recipe, dequantize: false, dtype };
+        rewrite(&options, &mut |_, _| Ok(())).unwrap();
+        error(&*models::load_as(&out, Dtype::Float32).unwrap(), "k_quants")
+    };
+    let (exact, rounded) = (convert(Some(Dtype::Float32)), convert(None));
+    assert!(exact <= 2e-5 && rounded > 1e-4, "{exact} {rounded}");
 }
 
 /// Against what transformers makes of the tokenizers that the files were made of.

@@ -161,6 +161,21 @@ fn prompt(seed: i32, length: i32) -> Vec<i32> {
     (0..length).map(|i| (seed * 13 + i * i * 5 + i * 3) % 40).collect()
 }
 
+/// However long a text is, few states of it are kept, the closest to each other near its end.
+#[test]
+fn boundaries_do_not_grow_with_the_text() {
+    let fixture = Fixture::load("sliding");
+    let (mut cache, options) = (fixture.model.make_cache(), Options { max_tokens: 1, ..Options::default() });
+    let tokens = Tokens::new(&*fixture.model, &mut cache, &prompt(1, 600), options).unwrap();
+    let mut tokens = tokens.with_boundaries(8);
+    tokens.next().unwrap().unwrap();
+    let at: Vec<i32> = tokens.take_boundaries().iter().map(|boundary| boundary.position()).collect();
+    assert_eq!((at.len(), at[0], &at[14..]), (16, 8, &[592, 599][..]), "{at:?}");
+    // A text that shares all but some tokens is read anew from not much farther back.
+    let near = |pair: &[i32]| pair[1] - pair[0] <= 8 + (599 - pair[0]) * 2 / 3;
+    assert!(at.windows(2).all(near), "{at:?}");
+}
+
 #[test]
 fn a_prompt_that_begins_like_another_is_read_from_there_on() {
     // (checkpoint, tokens read of the second prompt, of the third, which is the first text gone on)

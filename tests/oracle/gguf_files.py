@@ -6,8 +6,9 @@ Needs gguf (llama.cpp's own package), mlx, mlx-lm and numpy. `types.gguf` has a 
 that the package can quantize are of drawn numbers, the others of drawn bytes, and the package says what they
 mean (`types.npz`). `llama.gguf` is a tiny Llama in F32, with the rows of queries and keys as llama.cpp has
 them, the tokenizer of ../fixtures/text/byte_fallback, and logits of mlx-lm (`llama.npz`); `qwen3.gguf` the
-same of Qwen 3 in Q8_0, with the tokenizer of ../fixtures/text/bytelevel. `parts-0000N-of-00003.gguf` is one
-file in three parts.
+same of Qwen 3 in Q8_0, with the tokenizer of ../fixtures/text/bytelevel; `k_quants.gguf` a layer of Qwen 3 with
+matrices in Q2_K to Q6_K, whose logits are those of the float32 numbers that the package makes of them.
+`parts-0000N-of-00003.gguf` is one file in three parts.
 """
 
 import json
@@ -150,6 +151,61 @@ def model(out, rng, name, module, text, eos, kind, factors=None, **extra):
     np.savez(out / f"{name}.npz", input_ids=ids, logits=np.array(net(mx.array(ids))))
 
 
+# What a block's scale, and that of its minima, are for numbers of about 0.06.
+SCALES = {T.Q2_K: (4e-3, 4e-3), T.Q3_K: (1.5e-3,), T.Q4_K: (3e-4, 2e-3), T.Q5_K: (1.5e-4, 2e-3), T.Q6_K: (5e-5,)}
+K_QUANTS = {"q_proj": T.Q2_K, "k_proj": T.Q3_K, "v_proj": T.Q4_K, "gate_proj": T.Q5_K, "up_proj": T.Q6_K}
+
+
+def k_quants(out, rng):
+    """Blocks of drawn bytes, and beside them numbers that float16 does not hold."""
+    hidden, vocab, small = 256, 16, 8
+    path = out / "k_quants.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*"abcdefghijklmno", "ab"])
+    writer.add_token_types([1] * vocab)
+    writer.add_token_merges(["a b"])
+    args = dict(model_type="qwen3", hidden_size=hidden, num_hidden_layers=1, intermediate_size=small,
+                num_attention_heads=1, num_key_value_heads=1, head_dim=small, rms_norm_eps=1e-5, vocab_size=vocab,
+                rope_theta=10000.0, max_position_embeddings=64, tie_word_embeddings=False)
+    net = qwen3.Model(qwen3.ModelArgs.from_dict(args))
+    params = {}
+    for key, value in tree_flatten(net.parameters()):
+        kind = K_QUANTS.get(key.split(".")[-2])
+        if kind:
+            _, block = gguf.GGML_QUANT_SIZES[kind]
+            stored = rng.integers(0, 256, (value.shape[0], block)).astype(np.uint8)
+            for at, scale in zip(HALVES[kind], SCALES[kind]):
+                drawn = rng.uniform(0.5, 1.5, (value.shape[0], 1)) * scale
+                stored[:, at : at + 2] = drawn.astype(np.float16).view(np.uint8)
+            meant = gguf.quants.dequantize(stored, kind)
+        else:
+            drawn = rng.normal(size=value.shape) * (value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1)
+            stored = meant = (drawn + (value.ndim == 1)).astype(np.float32)
+        params[key] = mx.array(meant)
+        for theirs, ours in NAMES:
+            key = key.replace(theirs, ours)
+        writer.add_tensor(key, stored, raw_dtype=kind)
+    net.update(tree_unflatten(list(params.items())))
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(small)
+    writer.add_head_count(1)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(small)
+    writer.add_value_length(small)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids = rng.integers(0, vocab, (1, 12)).astype(np.int32)
+    np.savez(out / "k_quants.npz", input_ids=ids, logits=np.array(net(mx.array(ids))))
+
+
 def llama3_factors(head_dim, base, factor, low, high, context):
     """What llama.cpp writes for the rule of Llama 3: how much longer each wave becomes."""
     waves = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
@@ -167,6 +223,7 @@ def main():
     factors = llama3_factors(8, 10000.0, 4.0, 1.0, 4.0, 128)
     model(out, rng, "llama", llama, text / "byte_fallback", "<|end|>", T.F32, factors, rope_scaling=scaling)
     model(out, rng, "qwen3", qwen3, text / "bytelevel", json.loads((text / "bytelevel/tokenizer_config.json").read_text())["eos_token"], T.Q8_0)
+    k_quants(out, np.random.default_rng(11))
 
 
 if __name__ == "__main__":

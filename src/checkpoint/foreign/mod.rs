@@ -25,7 +25,7 @@ const TO: [&str; 3] = ["*.weight", "*.scales", "*.biases"];
 /// Fails for formats that cannot be read, with the reason.
 pub fn rules(config: &Config, files: &Files) -> Result<Rules> {
     if let Some(gguf) = files.gguf() {
-        return gguf.rules();
+        return gguf.rules(config.dtype()?.filter(|dtype| dtype.is_floating()));
     }
     let tensors = files.tensors()?;
     let block = config.foreign_quantization()?;

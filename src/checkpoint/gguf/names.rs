@@ -24,10 +24,11 @@ const LAYER: [(&str, &str); 12] = [
 
 impl Gguf {
     /// From the tensors of the file to the names and layouts of Hugging Face. Matrices stay packed where
-    /// MLX has the format; what is dense gets one dtype, see [`dense_dtype`](Self::dense_dtype).
-    pub fn rules(&self) -> Result<Rules> {
+    /// MLX has the format; what is dense gets this dtype, or [`dense_dtype`](Self::dense_dtype). Packed
+    /// matrices that become dense are exact in `float32` alone.
+    pub fn rules(&self, dtype: Option<Dtype>) -> Result<Rules> {
         let name = self.architecture()?;
-        let dtype = self.dense_dtype()?;
+        let dtype = dtype.map_or_else(|| self.dense_dtype(), Ok)?;
         let mut rules = Rules::new();
         for factors in ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"] {
             rules = rules.drop(factors, "in the config");
