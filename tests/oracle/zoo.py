@@ -52,7 +52,7 @@ STEPWISE, BLOCK = ["phi3small"], {"blocksparse_block_size": 4}
 COMPUTED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 GOLDEN = 0x9E3779B97F4A7C15
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-INTEGERS = {"U8": "u1", "I8": "i1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F8_E4M3": "u1"}
+INTEGERS = {"U8": "u1", "I8": "u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F8_E4M3": "u1", "F8_E8M0": "u1"}
 
 
 def read_tensors(path):
@@ -73,13 +73,16 @@ def read_tensors(path):
 
 
 def recipe(key, dtype, shape, values):
-    """One line: name, dtype, shape, and what to draw: mean and spread, the lowest and highest integer, or signs."""
+    """One line: name, dtype, shape, and what to draw: mean and spread, the lowest and highest integer, or signs;
+    of 8-bit floats, any sign and the largest number."""
     if dtype in FLOATS and values.size and np.unique(values).tolist() == [-1.0, 1.0]:
         numbers = "sign 1"
     elif dtype in FLOATS or dtype == "BF16":
         finite = values.astype(np.float64)
         low, high = (finite.mean(), finite.std()) if values.size else (0.0, 0.0)
         numbers = f"{low:.4g} {high:.4g}"
+    elif dtype == "F8_E4M3" and (values > 127).any():
+        numbers = f"sign {int((values & 127).max())}"
     else:
         numbers = f"{int(values.min())} {int(values.max())}" if values.size else "0 0"
     return f"{key} {dtype} {'x'.join(map(str, shape)) or '-'} {numbers}"
@@ -102,6 +105,10 @@ def draw(line, seed):
     key, dtype, shape, low, high = line.rsplit(" ", 4)
     shape = [] if shape == "-" else [int(n) for n in shape.split("x")]
     h = hashes(key, seed, int(np.prod(shape, dtype=np.int64)))
+    if dtype in INTEGERS and low == "sign":
+        sign = (h >> np.uint64(31)) << np.uint64(7) & np.uint64(128)
+        values = (sign | (h >> np.uint64(32)) % np.uint64(int(high) + 1)).astype(INTEGERS[dtype])
+        return key, dtype, shape, values.tobytes()
     if dtype in INTEGERS:
         low, high = int(low), int(high)
         values = (low + (h >> np.uint64(32)) % np.uint64(high - low + 1)).astype(INTEGERS[dtype])
@@ -132,6 +139,37 @@ def write_checkpoint(directory, config, lines, seed, computed):
     (directory / "config.json").write_text(json.dumps(config))
 
 
+def small_floats(bytes, exponent_bits, mantissa_bits):
+    """Of bytes, the numbers of sign, exponent and mantissa in their lowest bits (e4m3: 4 and 3; e2m1: 2 and 1)."""
+    mantissa = bytes & ((1 << mantissa_bits) - 1)
+    exponent = ((bytes >> mantissa_bits) & ((1 << exponent_bits) - 1)).astype(np.int32)
+    bias, least = (1 << (exponent_bits - 1)) - 1, exponent == 0
+    fraction = mantissa.astype(np.float32) / (1 << mantissa_bits) + ~least
+    negative = (bytes >> (exponent_bits + mantissa_bits)) & 1
+    return np.where(negative, -1, 1) * np.ldexp(fraction, np.where(least, 1, exponent) - bias)
+
+
+def without_nvfp4(directory):
+    """Makes experts in modelopt's nvfp4 dense, whose global scales MLX has on a GPU alone."""
+    from safetensors.numpy import save_file
+
+    config = json.loads((directory / "config.json").read_text())
+    tensors = {key: (dtype, values) for key, dtype, _, values in read_tensors(directory / "model.safetensors")}
+    dense = {}
+    for key, (dtype, values) in tensors.items():
+        if f"{key}_weight_scale" in tensors:
+            codes = small_floats(np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:-1], -1), 2, 1)
+            scales = np.repeat(small_floats(tensors[f"{key}_weight_scale"][1], 4, 3), 16, axis=-1)
+            whole = tensors[f"{key}_weight_scale_2"][1].reshape(len(values), -1, 1)
+            whole = np.repeat(whole, values.shape[1] // whole.shape[1], axis=1)
+            dense[key] = (codes * scales * whole).astype(np.float32)
+        elif dtype == "F32" and not key.endswith("_scale_2"):
+            dense[key] = np.ascontiguousarray(values)
+    save_file(dense, directory / "model.safetensors", metadata={"format": "mlx"})
+    del config["quantization_config"]
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 class Mlx:
     has_chunks = True
 
@@ -153,7 +191,10 @@ class Mlx:
         muse_spark.mx = types.SimpleNamespace(**vars(mx) | dict(bfloat16=mx.float32))
 
     def load(self, directory):
-        if json.loads((directory / "config.json").read_text())["model_type"] not in STEPWISE:
+        config = json.loads((directory / "config.json").read_text())
+        if config.get("quantization_config", {}).get("quant_method") == "modelopt":
+            without_nvfp4(directory)
+        if config["model_type"] not in STEPWISE:
             return self.utils.load_model(directory)[0]
         model, _ = self.utils.load_model(directory, model_config={"blocksparse_block_size": 32})
         model._dummy_tokenizer_ids = self.mx.array([], dtype=self.mx.int32)

@@ -52,7 +52,7 @@ pub enum Encoding {
         /// Rows and columns of a block.
         block: [i32; 2],
     },
-    /// 4-bit floats (e2m1), two in a byte. Parts: codes `[..., out, in / 2]`, `uint8`; scales, e8m0 for
+    /// 4-bit floats (e2m1), two in a byte. Parts: codes `[..., out, in / 2]`, bytes; scales, e8m0 for
     /// each 32 (`mxfp4`) or e4m3 for each 16 (`nvfp4`); optionally a scale of the whole, which makes it
     /// dense `bfloat16`.
     Fp4 {
@@ -371,7 +371,7 @@ fn decode_fp8(scales: &Array, matrix: &Array, block: [i32; 2], how: Fp8) -> Resu
 
 /// The mode of 4-bit floats with these scales.
 fn fp4(parts: &[Spec]) -> Result<QuantizationMode> {
-    let [(codes, Dtype::Uint8), (scales, Dtype::Uint8), rest @ ..] = parts else {
+    let [(codes, Dtype::Uint8 | Dtype::Int8), (scales, Dtype::Uint8), rest @ ..] = parts else {
         return Err(Error::argument(OP, "4-bit floats have codes and scales of one byte"));
     };
     if let ([rows @ .., bytes], [scale_rows @ .., groups]) = (codes.as_slice(), scales.as_slice())
