@@ -2,11 +2,13 @@
 
 mod attention;
 mod causal_conv;
+mod compressed_attention;
 mod decoder;
 mod delta_attention;
 mod gated_attention;
 mod gated_delta_net;
 mod hybrid;
+mod hyper_connection;
 mod latent_attention;
 mod lightning_attention;
 mod linear_attention;
@@ -27,6 +29,7 @@ pub use crate::kernels::recurrence::wkv;
 pub use crate::kernels::selective_scan::{diagonal_scan, selective_scan};
 pub use attention::{Attention, AttentionNames, LayerType, Qkv, attend, merge_heads, soft_cap, split_heads};
 pub use causal_conv::{CausalConv, unpadded};
+pub use compressed_attention::{CompressedAttention, CompressedConfig, SharedGroups};
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextConfig,
     TextPart, text_rules,
@@ -35,6 +38,7 @@ pub use delta_attention::{DeltaAttention, DeltaSizes, Inputs};
 pub use gated_attention::GatedAttention;
 pub use gated_delta_net::{GatedDeltaNet, GatedDeltaSizes};
 pub use hybrid::{HybridBlock, MixerBlock, MixerType, Positionwise};
+pub use hyper_connection::{Connection, HyperConfig, HyperConnection, collapse};
 pub use latent_attention::{Heads, LatentAttention, LatentConfig, Queries};
 pub use lightning_attention::LightningAttention;
 pub use linear_attention::{Sequence, gated_delta, gated_norm, linear_attention, log_decay, unit_length};
