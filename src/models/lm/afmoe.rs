@@ -5,33 +5,22 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Decoder, ExpertCount, FeedForward, GatedAttention, Groups, LayerType, Mlp, Moe, MoeNames,
-    Names, Routing, Sandwich, Scoring,
+    Attention, Decoder, ExpertCount, FeedForward, GatedAttention, Groups, LayerType, Moe, MoeNames, Routing,
+    Sandwich, Scoring, Sizes,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 use crate::ops;
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
+    #[serde(flatten)]
+    sizes: Sizes,
     layer_types: Option<Vec<LayerType>>,
     /// Every so many layers one sees all positions, where there are no `layer_types`.
     global_attn_every_n_layers: Option<usize>,
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
     moe_intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    #[serde(default = "eps")]
-    rms_norm_eps: f32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     #[serde(flatten)]
     experts: ExpertCount,
     num_experts_per_tok: i32,
@@ -49,36 +38,24 @@ pub struct Args {
     rope: RopeConfig,
 }
 
-fn eps() -> f32 {
-    1e-5
-}
-
 const NORMS: [&str; 4] =
     ["input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"];
 
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        Checks::new("afmoe")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        self.sizes()
+            .checks("afmoe")
             .size("moe_intermediate_size", self.moe_intermediate_size)
             .size("num_shared_experts", self.shared_size().unwrap_or(1))
-            .size("vocab_size", self.vocab_size)
             .size("sliding_window", self.sliding_window)
-            .heads(self.num_attention_heads, self.kv_heads(), Some(self.head_dim()), self.hidden_size)
             .routing(self.experts.get(), &self.routing())
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
+            .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
             .done()
     }
 
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(64)
+    fn sizes(&self) -> Sizes {
+        Sizes { head_dim: self.sizes.head_dim.or(Some(64)), ..self.sizes.clone() }
     }
 
     fn shared_size(&self) -> Option<i32> {
@@ -98,10 +75,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's.
 pub fn rules(args: &Args) -> Rules {
-    Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
-        .stack_experts("*.mlp.experts", "*.mlp.experts")
-        .tied_head(args.tie_word_embeddings)
+    args.sizes.rules().stack_experts("*.mlp.experts", "*.mlp.experts")
 }
 
 /// The model.
@@ -110,38 +84,33 @@ pub type Model = Decoder<Sandwich<GatedAttention, Box<dyn FeedForward>>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
-        let mixer = attention(args, i, &w.pp("self_attn"))?;
-        let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-        Sandwich::new(mixer, feed_forward(args, i, &w.pp("mlp"))?, NORMS, norm)
+    let sizes = &args.sizes();
+    let model = sizes.decoder(w, |i, w| {
+        let mixer = attention(args, sizes, i, &w.pp("self_attn"))?;
+        Sandwich::new(mixer, feed_forward(args, i, &w.pp("mlp"))?, NORMS, |name| sizes.norm(w, name))
     })?;
-    Ok(Decoder { embed_scale: args.mup_enabled.then(|| (dims as f32).sqrt()), ..model })
+    Ok(Decoder { embed_scale: args.mup_enabled.then(|| (sizes.hidden_size as f32).sqrt()), ..model })
 }
 
-fn attention(args: &Args, layer: usize, w: &Weights) -> Result<GatedAttention> {
-    let (dims, head_dim) = (args.hidden_size, args.head_dim());
-    let norm = |name| Ok(Some(w.rms_norm(name, head_dim, args.rms_norm_eps)?.into()));
+fn attention(args: &Args, sizes: &Sizes, layer: usize, w: &Weights) -> Result<GatedAttention> {
     let slides = match &args.layer_types {
         Some(types) => types[layer] == LayerType::SlidingAttention,
         None => !(layer + 1).is_multiple_of(args.global_attn_every_n_layers.unwrap_or(4)),
     };
     let attention = Attention {
-        q_norm: norm("q_norm")?,
-        k_norm: norm("k_norm")?,
-        rope: slides.then(|| Rope::new(head_dim, &args.rope, 10_000.0)).transpose()?,
+        q_norm: sizes.heads_norm(w, "q_norm", 1)?,
+        k_norm: sizes.heads_norm(w, "k_norm", 1)?,
+        rope: slides.then(|| Rope::new(sizes.head_dim(), &args.rope, 10_000.0)).transpose()?,
         window: slides.then_some(args.sliding_window),
-        ..Attention::new(w, dims, args.num_attention_heads, args.kv_heads(), head_dim)?
+        ..sizes.attention(w)?
     };
-    GatedAttention::new(w, attention, "gate_proj", dims, false, ops::sigmoid)
+    GatedAttention::new(w, attention, "gate_proj", sizes.hidden_size, false, ops::sigmoid)
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let dims = args.hidden_size;
+    let dims = args.sizes.hidden_size;
     if layer < args.num_dense_layers {
-        return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
+        return Ok(Box::new(args.sizes.mlp(w)?));
     }
     let names = MoeNames {
         gate: "router.gate",

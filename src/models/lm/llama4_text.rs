@@ -7,33 +7,20 @@ use serde_json::Value;
 use crate::array::Array;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::Checks;
 use crate::models::blocks::{
-    Attention, Block, BlockNames, Decoder, FeedForward, Mlp, Names, SwitchGlu, top_k,
+    Attention, Block, BlockNames, Decoder, FeedForward, Mlp, Names, Sizes, SwitchGlu, top_k,
 };
-use crate::nn::activations::Activation;
 use crate::nn::{Linear, Norm, QueryGrowth, Rope, RopeConfig};
 use crate::{ops, parameters};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
-    hidden_size: i32,
-    /// Of an expert, and of the layer beside them.
-    intermediate_size: i32,
+    /// Their `intermediate_size` is that of an expert, and of the layer beside them.
+    #[serde(flatten)]
+    sizes: Sizes,
     /// Of the layers without experts.
     intermediate_size_mlp: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
-    vocab_size: i32,
-    #[serde(default = "eps")]
-    rms_norm_eps: f32,
-    #[serde(default)]
-    hidden_act: Activation,
-    #[serde(default)]
-    tie_word_embeddings: bool,
     #[serde(default)]
     num_local_experts: Option<i32>,
     #[serde(default = "one")]
@@ -64,10 +51,6 @@ pub struct Args {
 enum LayerType {
     ChunkedAttention,
     FullAttention,
-}
-
-fn eps() -> f32 {
-    1e-5
 }
 
 fn one() -> i32 {
@@ -103,26 +86,18 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let (experts, top_k) = (self.num_local_experts.unwrap_or(0), self.num_experts_per_tok);
-        let (floor, scale) = (self.floor_scale, self.attn_scale);
-        Checks::new("llama4_text")
-            .size("hidden_size", self.hidden_size)
-            .size("intermediate_size", self.intermediate_size)
+        let (floor, scale, layers) = (self.floor_scale, self.attn_scale, self.sizes.num_hidden_layers);
+        self.sizes
+            .checks("llama4_text")
             .size("intermediate_size_mlp", self.intermediate_size_mlp)
-            .size("vocab_size", self.vocab_size)
             .size("attention_chunk_size", self.attention_chunk_size.unwrap_or(1))
-            .heads(self.num_attention_heads, self.kv_heads(), self.head_dim, self.hidden_size)
             .that((0..=1 << 28).contains(&experts), || format!("`num_local_experts` is {experts}"))
             .that(experts == 0 || (1..=experts).contains(&top_k), || format!("{top_k} of {experts} experts"))
             .that(floor > 0.0 && floor.is_finite(), || format!("`floor_scale` is {floor}"))
             .that(scale.is_finite(), || format!("`attn_scale` is {scale}"))
-            .layer_types(self.num_hidden_layers, self.no_rope_layers.as_deref().filter(|l| !l.is_empty()))
-            .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
-            .eps("rms_norm_eps", self.rms_norm_eps)
+            .layer_types(layers, self.no_rope_layers.as_deref().filter(|l| !l.is_empty()))
+            .layer_types(layers, self.layer_types.as_deref())
             .done()
-    }
-
-    fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
     fn has_rope(&self, layer: usize) -> bool {
@@ -161,13 +136,12 @@ pub fn rules(args: &Args) -> Rules {
 pub(super) fn inner_rules(args: &Args) -> Rules {
     let parts = ["*.feed_forward.experts.gate_proj.weight", "*.feed_forward.experts.up_proj.weight"];
     let down = "*.feed_forward.experts.down_proj";
-    Rules::new()
-        .drop("*.rotary_emb.inv_freq", "computed from the config")
+    args.sizes
+        .rules()
         .transpose("*.feed_forward.experts.gate_up_proj", &[0, 2, 1])
         .split("*.feed_forward.experts.gate_up_proj", &parts, 1, &[])
         .transpose(down, &[0, 2, 1])
         .rename(down, format!("{down}.weight"))
-        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -181,25 +155,16 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 /// As [`model`], under other names; `keeps_all`: see [`Attention::keeps_all`].
 pub(super) fn named(args: &Args, w: &Weights, names: Names, keeps_all: bool) -> Result<Model> {
     args.check()?;
-    let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
-    let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
-    Decoder::new(w, names, [args.vocab_size, dims], tied, norm, layers, |i, w| {
+    args.sizes.named_decoder(w, names, Sizes::norm, |i, w| {
         let names = BlockNames { mlp: "feed_forward", ..BlockNames::LLAMA };
-        let block = Block::new(
-            Attention { keeps_all, ..attention(args, i, &w.pp(names.mixer))? },
-            feed_forward(args, i, &w.pp(names.mlp))?,
-            w.rms_norm(names.norm1, dims, eps)?,
-            w.rms_norm(names.norm2, dims, eps)?,
-        );
-        Ok(Block { names, ..block })
+        let attention = Attention { keeps_all, ..attention(args, i, &w.pp(names.mixer))? };
+        args.sizes.named_block(w, names, attention, feed_forward(args, i, &w.pp(names.mlp))?)
     })
 }
 
 fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
-    let (dims, heads) = (args.hidden_size, args.num_attention_heads);
-    let (head_dim, turns) = (args.head_dim.unwrap_or(dims / heads), args.has_rope(layer));
-    let norm = (args.use_qk_norm && turns).then_some(Norm::Plain { eps: args.rms_norm_eps });
+    let turns = args.has_rope(layer);
+    let norm = (args.use_qk_norm && turns).then_some(Norm::Plain { eps: args.sizes.rms_norm_eps });
     let rope = RopeConfig { rope_traditional: true, ..args.rope.clone() };
     let growth = || QueryGrowth::from_one(args.attn_scale, args.floor_scale);
     Ok(Attention {
@@ -207,14 +172,14 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         k_norm: norm,
         norms_after_rope: true,
         growth: (args.attn_temperature_tuning && !turns).then(growth),
-        rope: turns.then(|| Rope::new(head_dim, &rope, 500_000.0)).transpose()?,
+        rope: turns.then(|| Rope::new(args.sizes.head_dim(), &rope, 500_000.0)).transpose()?,
         chunk: args.chunk(layer),
-        ..Attention::new(w, dims, heads, args.kv_heads(), head_dim)?
+        ..args.sizes.attention(w)?
     })
 }
 
 fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedForward>> {
-    let (dims, hidden, act) = (args.hidden_size, args.intermediate_size, args.hidden_act);
+    let &Sizes { hidden_size: dims, intermediate_size: hidden, hidden_act: act, .. } = &args.sizes;
     let count = match args.num_local_experts {
         Some(count) if args.has_experts(layer) => count,
         _ => return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size_mlp, act)?)),
