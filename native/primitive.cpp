@@ -33,6 +33,27 @@ mlxport_spec spec_of(const Shape& shape, Dtype dtype) {
   return {shape.data(), shape.size(), mlx_dtype_to_c(dtype)};
 }
 
+// A vector of mlx-c's.
+struct Vector {
+  mlx_vector_array c;
+
+  explicit Vector(const Arrays& arrays = {}) : c(mlx_vector_array_new_(arrays)) {}
+  Vector(const Vector&) = delete;
+  ~Vector() {
+    mlx_vector_array_free_(c);
+  }
+};
+
+// What `call` puts into the vector it gets.
+template <typename F>
+Arrays returned(F call) {
+  Vector out;
+  if (call(&out.c)) {
+    throw std::runtime_error(failed_in_rust);
+  }
+  return std::move(mlx_vector_array_get_(out.c));
+}
+
 // The caller's functions, and the payload until nobody needs it.
 struct Kernel {
   mlxport_kernel c;
@@ -56,44 +77,19 @@ struct Kernel {
   }
 
   Arrays reference(const Arrays& inputs) const {
-    auto ins = mlx_vector_array_new_(inputs);
-    auto outs = mlx_vector_array_new_(Arrays{});
-    auto failed = c.reference(c.payload, &outs, ins);
-    auto result = std::move(mlx_vector_array_get_(outs));
-    mlx_vector_array_free_(ins);
-    mlx_vector_array_free_(outs);
-    if (failed) {
-      throw std::runtime_error(failed_in_rust);
-    }
-    return result;
+    Vector ins(inputs);
+    return returned([&](auto* out) { return c.reference(c.payload, out, ins.c); });
   }
 
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums) const {
-    auto ins = mlx_vector_array_new_(primals);
-    auto cots = mlx_vector_array_new_(cotangents);
-    auto outs = mlx_vector_array_new_(Arrays{});
-    auto failed = c.vjp(c.payload, &outs, ins, cots, argnums.data(), argnums.size());
-    auto result = std::move(mlx_vector_array_get_(outs));
-    mlx_vector_array_free_(ins);
-    mlx_vector_array_free_(cots);
-    mlx_vector_array_free_(outs);
-    if (failed) {
-      throw std::runtime_error(failed_in_rust);
-    }
-    return result;
+    Vector ins(primals), cots(cotangents);
+    return returned(
+        [&](auto* out) { return c.vjp(c.payload, out, ins.c, cots.c, argnums.data(), argnums.size()); });
   }
 
   Arrays vmap(const Arrays& inputs, const std::vector<int>& axes) const {
-    auto ins = mlx_vector_array_new_(inputs);
-    auto outs = mlx_vector_array_new_(Arrays{});
-    auto failed = c.vmap(c.payload, &outs, ins, axes.data(), axes.size());
-    auto result = std::move(mlx_vector_array_get_(outs));
-    mlx_vector_array_free_(ins);
-    mlx_vector_array_free_(outs);
-    if (failed) {
-      throw std::runtime_error(failed_in_rust);
-    }
-    return result;
+    Vector ins(inputs);
+    return returned([&](auto* out) { return c.vmap(c.payload, out, ins.c, axes.data(), axes.size()); });
   }
 };
 
