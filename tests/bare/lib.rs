@@ -6,6 +6,8 @@
 #![allow(dead_code, unused_imports)]
 
 mod array;
+#[path = "../support/codes.rs"]
+mod codes;
 mod error;
 mod kernels;
 mod ops;

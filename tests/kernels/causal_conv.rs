@@ -2,12 +2,12 @@
 
 use mlxport::cache::LayerCache;
 use mlxport::models::blocks::CausalConv;
-use mlxport::{Array, Dtype, Result, ops, transforms};
+use mlxport::{Array, Dtype, Result, ops};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
-use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
+use crate::{FLOATS, assert_gradients, assert_maps, assert_repeats, check, drawn, fast_paths};
+use support::{Numbers, to_f64};
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -124,23 +124,7 @@ fn gradients_are_differences() {
     for (length, silu) in [(1, false), (1, true), (3, false), (3, true)] {
         let case = Case { sizes: [2, length, 3, 3], has_bias: true, with_state: true, silu };
         let (inputs, values) = case.draw([Dtype::Float32; 2], Lies::RowMajor, 1.0, 5);
-        let weights = |n: usize| (0..n).map(|i| 1.0 + (i % 5) as f64 / 4.0).collect::<Vec<_>>();
-        let weighted = |x: &[f64]| x.iter().zip(weights(x.len())).map(|(x, w)| x * w).sum::<f64>();
-        let loss = |args: &[Array]| {
-            let (out, state) = case.run(args)?;
-            let sum = |x: &Array| ops::sum(&(x * f32_array(&weights(x.size()), x.shape()))?, .., false);
-            sum(&out)? + sum(&state)?
-        };
-        let expected = differences(&values, |values| {
-            let (out, state) = case.exact(values);
-            weighted(&out) + weighted(&state)
-        });
-        for path in fast_paths() {
-            let found = mlxport::kernels::force(path, || transforms::value_and_grad(loss, &inputs));
-            for (found, expected) in found.unwrap().unwrap().1.iter().zip(&expected) {
-                assert_close(found, expected, SOLVER);
-            }
-        }
+        assert_gradients(&inputs, &values, |args| case.run(args), |values| case.exact(values));
     }
 }
 

@@ -9,6 +9,7 @@ mod recurrence;
 mod rows;
 mod select;
 mod selective_scan;
+mod ternary_matmul;
 
 use half::{bf16, f16};
 use mlxport::kernels::{self, Path};
@@ -18,7 +19,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use self::matmul::{Lies, laid_out};
-use support::{Numbers, REDUCTION, difference, epsilon, to_f64};
+use support::{Numbers, REDUCTION, SOLVER, assert_close, difference, epsilon, f32_array, to_f64};
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
@@ -86,6 +87,33 @@ fn differences(inputs: &[Vec<f64>], f: impl Fn(&[Vec<f64>]) -> f64) -> Vec<Vec<f
     (0..inputs.len()).map(|i| (0..inputs[i].len()).map(|j| by(i, j)).collect()).collect()
 }
 
+/// Fails unless on every path the two outputs of `f` have the gradients of those of `exact`, the same in `f64`:
+/// by central differences of the sum of all numbers of both, which have different weights.
+fn assert_gradients(
+    inputs: &[Array],
+    values: &[Vec<f64>],
+    f: impl Fn(&[Array]) -> mlxport::Result<(Array, Array)>,
+    exact: impl Fn(&[Vec<f64>]) -> (Vec<f64>, Vec<f64>),
+) {
+    let weights = |n: usize| (0..n).map(|i| 1.0 + (i % 5) as f64 / 4.0).collect::<Vec<_>>();
+    let weighted = |x: &[f64]| x.iter().zip(weights(x.len())).map(|(x, w)| x * w).sum::<f64>();
+    let expected = differences(values, |values| {
+        let (first, second) = exact(values);
+        weighted(&first) + weighted(&second)
+    });
+    let loss = |args: &[Array]| {
+        let (first, second) = f(args)?;
+        let sum = |x: &Array| ops::sum(&(x * f32_array(&weights(x.size()), x.shape()))?, .., false);
+        sum(&first)? + sum(&second)?
+    };
+    for path in fast_paths() {
+        let found = kernels::force(path, || transforms::value_and_grad(loss, inputs)).unwrap().unwrap().1;
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(found, expected, SOLVER);
+        }
+    }
+}
+
 /// Fails unless every path computes the same bits on any number of threads, again and again.
 fn assert_repeats(f: impl Fn() -> mlxport::Result<Vec<Array>>) {
     let before = kernels::threads();
@@ -125,17 +153,6 @@ fn assert_maps(args: &[&Array], axes: &[Option<i32>], f: impl Fn(&[Array]) -> ml
             }
         }
     }
-}
-
-/// The derivatives of `f` at `x`, by central differences.
-fn finite_differences(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
-    let step = 1e-5;
-    let at = |i: usize, by: f64| {
-        let mut x = x.to_vec();
-        x[i] += by;
-        f(&x)
-    };
-    (0..x.len()).map(|i| (at(i, step) - at(i, -step)) / (2.0 * step)).collect()
 }
 
 fn bits(y: &Array) -> Vec<u8> {

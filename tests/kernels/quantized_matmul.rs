@@ -9,6 +9,7 @@ use mlxport::{Array, Dtype, transforms};
 use proptest::prelude::*;
 
 use crate::{FLOATS, assert_maps, assert_repeats, bits, check, fast_paths, largest_error, rounded};
+use support::codes::{code, minifloat};
 use support::{Numbers, epsilon, to_f64};
 
 /// A product, its operands as MLX has them, and its exact result.
@@ -27,23 +28,6 @@ fn quantizations() -> Vec<Quantization> {
     let affine =
         [32, 64, 128].into_iter().flat_map(|g| [2, 3, 4, 5, 6, 8].map(|b| Quantization::affine(g, b)));
     affine.chain(QuantizationMode::ALL[1..].iter().map(|&mode| mode.into())).collect()
-}
-
-/// Code `i` of a row of words.
-fn code(words: &[u32], bits: i32, i: usize) -> u32 {
-    (0..bits as usize).fold(0, |code, b| {
-        let at = i * bits as usize + b;
-        code | (words[at / 32] >> (at % 32) & 1) << b
-    })
-}
-
-/// A small float of `exponent` and `mantissa` bits.
-fn small_float(code: u32, exponent: u32, mantissa: u32) -> f64 {
-    let m = f64::from(code & ((1 << mantissa) - 1)) / f64::from(1 << mantissa);
-    let e = (code >> mantissa & ((1 << exponent) - 1)) as i32;
-    let bias = (1 << (exponent - 1)) - 1;
-    let magnitude = if e == 0 { m * 2f64.powi(1 - bias) } else { (1.0 + m) * 2f64.powi(e - bias) };
-    if code >> (exponent + mantissa) == 1 { -magnitude } else { magnitude }
 }
 
 impl Case {
@@ -78,20 +62,20 @@ impl Case {
                 .map(|_| if nv { random.bits() as u8 } else { 120 + random.below(8) as u8 })
                 .collect();
             let value = |&c: &u8| {
-                if nv { small_float(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) }
+                if nv { minifloat(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) }
             };
             let values = codes.iter().map(value).collect();
             (Array::from_slice(&codes, &scale_shape).unwrap(), values, None, vec![0.0; count])
         };
-        let row_words = (k * how.bits / 32) as usize;
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut decoded = Vec::new();
         for row in 0..n as usize {
             for i in 0..k as usize {
-                let code = code(&words[row * row_words..][..row_words], how.bits, i);
+                let code = code(&bytes, how.bits as usize, row * k as usize + i);
                 let value = match how.mode {
                     QuantizationMode::Affine => f64::from(code),
-                    QuantizationMode::Mxfp8 => small_float(code, 4, 3),
-                    _ => small_float(code, 2, 1),
+                    QuantizationMode::Mxfp8 => minifloat(code, 4, 3),
+                    _ => minifloat(code, 2, 1),
                 };
                 let group = row * groups as usize + i / how.group_size as usize;
                 decoded.push(value * scale_values[group] + bias_values[group]);
@@ -100,7 +84,7 @@ impl Case {
         let shape: Vec<i32> = x_shape.iter().copied().chain([k]).collect();
         let x: Vec<f64> = (0..shape.iter().product::<i32>()).map(|_| value(&mut random)).collect();
         let (x, x_values) = rounded(&x, &shape, dtypes[0]);
-        let w = Array::from_slice(&words, &[n, row_words as i32]).unwrap();
+        let w = Array::from_slice(&words, &[n, k * how.bits / 32]).unwrap();
         Self { how, x, w, scales, biases, decoded, x_values }
     }
 
@@ -481,39 +465,6 @@ fn rows_are_looked_up() {
     }
 }
 
-proptest! {
-    #![proptest_config(crate::config(48))]
-
-    #[test]
-    fn ternary_products_are_as_exact_as_the_reference(
-        bits in 1..=2i32,
-        dtype in prop::sample::select(&FLOATS[..]),
-        m in prop::sample::select(vec![1, 2, 5, 13]),
-        n in prop::sample::select(vec![1, 3, 4, 21]),
-        groups in 1..4i32,
-        units in prop::sample::select(vec![1, 2, 3, 4, 10]),
-        seed: u64,
-    ) {
-        let numbers = &mut Numbers(seed);
-        let (size, k) = (units * 32, groups * units * 32);
-        let codes: Vec<u32> = (0..n * k).map(|_| numbers.below(bits as usize + 1) as u32).collect();
-        let word = |codes: &[u32]| codes.iter().enumerate().fold(0, |w, (i, c)| w | c << (i as i32 * bits));
-        let words: Vec<u32> = codes.chunks_exact(32 / bits as usize).map(word).collect();
-        let w = Array::from_slice(&words, &[n, k * bits / 32]).unwrap();
-        let (scales, scale_values) = rounded(&numbers.values((n * groups) as usize), &[n, groups], dtype);
-        let (x, values) = rounded(&numbers.values((m * k) as usize), &[m, k], dtype);
-        let sign = |code: u32| if bits == 1 { 2.0 * f64::from(code) - 1.0 } else { f64::from(code) - 1.0 };
-        let weight = |row: usize, i: usize| {
-            sign(codes[row * k as usize + i]) * scale_values[row * groups as usize + i / size as usize]
-        };
-        let dot = |x: &[f64], row| x.iter().enumerate().map(|(i, x)| x * weight(row, i)).sum::<f64>();
-        let pairs = values.chunks_exact(k as usize).flat_map(|x| (0..n as usize).map(move |row| (x, row)));
-        let expected: Vec<f64> = pairs.map(|(x, row)| dot(x, row)).collect();
-        let f = || kernels::ternary_matmul(&x, &w, &scales, bits);
-        check(&expected, f64::from(k).sqrt(), f, f)?;
-    }
-}
-
 #[test]
 fn what_is_no_case_for_a_kernel_is_as_before() {
     let how = Quantization::affine(64, 4);
@@ -640,48 +591,6 @@ fn they_map_over_an_axis() {
         let ids = Array::from_slice(&[0i32, 5, 3, 1, 2, 2], &[2, 3]).unwrap();
         let weight = one.weight();
         assert_maps(&[&ids], &[Some(1)], |args| Ok(vec![weight.rows(&args[0])?]));
-    }
-}
-
-#[test]
-fn ternary_products_have_gradients_and_map_over_an_axis() {
-    for bits in [1, 2] {
-        let numbers = &mut Numbers(bits as u64);
-        let [n, k] = [5, 64];
-        let codes: Vec<u32> = (0..n * k).map(|_| numbers.below(bits as usize + 1) as u32).collect();
-        let word = |codes: &[u32]| codes.iter().enumerate().fold(0, |w, (i, c)| w | c << (i as i32 * bits));
-        let words: Vec<u32> = codes.chunks_exact(32 / bits as usize).map(word).collect();
-        let w = Array::from_slice(&words, &[n, k * bits / 32]).unwrap();
-        let [(x, x_values), (scales, scale_values)] = [[3, k], [n, 2]].map(|shape| numbers.array(&shape));
-        let exact = |values: &[Vec<f64>]| {
-            let sign =
-                |code: u32| if bits == 1 { 2.0 * f64::from(code) - 1.0 } else { f64::from(code) - 1.0 };
-            let weight = |row: usize, i: usize| sign(codes[row * 64 + i]) * values[1][row * 2 + i / 32];
-            let dot = |x: &[f64], row| x.iter().enumerate().map(|(i, x)| x * weight(row, i)).sum::<f64>();
-            let rows = values[0].chunks_exact(64).flat_map(|x| (0..n as usize).map(move |row| (x, row)));
-            rows.map(|(x, row)| dot(x, row).powi(2)).sum::<f64>()
-        };
-        let expected = crate::differences(&[x_values, scale_values], exact);
-        let product = |args: &[Array]| kernels::ternary_matmul(&args[0], &w, &args[1], bits);
-        let loss = |args: &[Array]| ops::sum(&ops::square(&product(args)?)?, .., false);
-        for path in fast_paths() {
-            let found = kernels::force(path, || transforms::value_and_grad(loss, [&x, &scales]));
-            for (found, expected) in found.unwrap().unwrap().1.iter().zip(&expected) {
-                support::assert_close(found, expected, support::SOLVER);
-            }
-        }
-        assert_maps(&[&x, &scales], &[Some(0), None], |args| {
-            Ok(vec![product(&[ops::expand_dims(&args[0], 0)?, args[1].clone()])?])
-        });
-        assert_repeats(|| Ok(vec![product(&[x.clone(), scales.clone()])?]));
-        let refused = |x: &[i32], scales: &[i32]| {
-            let [x, scales] = [x, scales].map(|shape| ops::zeros(shape, Dtype::Float32).unwrap());
-            kernels::ternary_matmul(&x, &w, &scales, bits).unwrap_err();
-        };
-        refused(&[3, 32], &[5, 2]);
-        refused(&[3, 64], &[4, 2]);
-        refused(&[3, 64], &[5, 3]);
-        refused(&[3, 64], &[5, 4]);
     }
 }
 

@@ -2,12 +2,12 @@
 //! time.
 
 use mlxport::models::blocks::{Sequence, gated_delta, linear_attention, wkv};
-use mlxport::{Array, Dtype, Result, ops, transforms};
+use mlxport::{Array, Dtype, Result, ops};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
-use support::{Numbers, SOLVER, assert_close, to_f64};
+use crate::{FLOATS, assert_gradients, assert_maps, assert_repeats, check, drawn, fast_paths};
+use support::{Numbers, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rule {
@@ -169,28 +169,7 @@ fn gradients_are_differences() {
                 Case { rule, length, each_dim, ..SMALL }
             };
             let (inputs, values) = case.draw(Dtype::Float32, Lies::RowMajor, 1.0, 5);
-            // Neither output is of equal weights.
-            let weights = |n: usize| (0..n).map(|i| 1.0 + (i % 5) as f64 / 4.0).collect::<Vec<_>>();
-            let weighted = |x: &[f64]| x.iter().zip(weights(x.len())).map(|(x, w)| x * w).sum::<f64>();
-            let loss = |args: &[Array]| {
-                let (out, state) = case.run(args)?;
-                let sum = |x: &Array| {
-                    let weights = support::f32_array(&weights(x.size()), x.shape());
-                    ops::sum(&(x * weights)?, .., false)
-                };
-                sum(&out)? + sum(&state)?
-            };
-            let expected = differences(&values, |values| {
-                let (out, state) = case.exact(values);
-                weighted(&out) + weighted(&state)
-            });
-            for path in fast_paths() {
-                let found = mlxport::kernels::force(path, || transforms::value_and_grad(loss, &inputs));
-                let (_, found) = found.unwrap().unwrap();
-                for (found, expected) in found.iter().zip(&expected) {
-                    assert_close(found, expected, SOLVER);
-                }
-            }
+            assert_gradients(&inputs, &values, |args| case.run(args), |values| case.exact(values));
         }
     }
 }

@@ -4,7 +4,7 @@ use mlxport::nn::activations::{Activation, swiglu};
 use mlxport::{Array, Dtype, fast, kernels, ops, transforms};
 use proptest::prelude::*;
 
-use crate::{FLOATS, assert_maps, assert_repeats, check, fast_paths, finite_differences, rounded};
+use crate::{FLOATS, assert_maps, assert_repeats, check, differences, fast_paths, rounded};
 use support::{Numbers, REDUCTION, difference, epsilon, to_f64};
 
 fn random(numbers: &mut Numbers, shape: &[i32], dtype: Dtype, scale: f64) -> (Array, Vec<f64>) {
@@ -498,10 +498,7 @@ fn gradients_are_those_of_finite_differences() {
     let (w, weights) = random(&mut numbers, &[8], Dtype::Float32, 1.0);
     for (name, f, exact) in kernels {
         let sum = |x: &[f64], w: &[f64]| exact(x, w).iter().map(|y| y * y).sum::<f64>();
-        let expected = [
-            finite_differences(|x| sum(x, &weights), &values),
-            finite_differences(|w| sum(&values, w), &weights),
-        ];
+        let expected = differences(&[values.clone(), weights.clone()], |args| sum(&args[0], &args[1]));
         let loss = |args: &[Array]| ops::sum(&ops::square(&f(&args[0], &args[1])?)?, .., false);
         for path in fast_paths() {
             let grads =

@@ -1,12 +1,12 @@
 //! The selective scan against the same in `f64`, one position at a time.
 
 use mlxport::models::blocks::selective_scan;
-use mlxport::{Array, Dtype, Result, ops, transforms};
+use mlxport::{Array, Dtype, Result, ops};
 use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
-use crate::{FLOATS, assert_maps, assert_repeats, check, differences, drawn, fast_paths};
-use support::{Numbers, SOLVER, assert_close, f32_array, to_f64};
+use crate::{FLOATS, assert_gradients, assert_maps, assert_repeats, check, drawn, fast_paths};
+use support::{Numbers, to_f64};
 
 /// Sizes: batch, length, channels and state.
 type Sizes = [usize; 4];
@@ -95,23 +95,7 @@ proptest! {
 fn gradients_are_differences() {
     for sizes in [[2, 3, 2, 3], [2, 1, 2, 3]] {
         let (inputs, values) = draw(sizes, true, Dtype::Float32, Lies::RowMajor, 1.0, 5);
-        let weights = |n: usize| (0..n).map(|i| 1.0 + (i % 5) as f64 / 4.0).collect::<Vec<_>>();
-        let weighted = |x: &[f64]| x.iter().zip(weights(x.len())).map(|(x, w)| x * w).sum::<f64>();
-        let loss = |args: &[Array]| {
-            let (out, state) = run(args)?;
-            let sum = |x: &Array| ops::sum(&(x * f32_array(&weights(x.size()), x.shape()))?, .., false);
-            sum(&out)? + sum(&state)?
-        };
-        let expected = differences(&values, |values| {
-            let (out, state) = exact(sizes, values);
-            weighted(&out) + weighted(&state)
-        });
-        for path in fast_paths() {
-            let found = mlxport::kernels::force(path, || transforms::value_and_grad(loss, &inputs));
-            for (found, expected) in found.unwrap().unwrap().1.iter().zip(&expected) {
-                assert_close(found, expected, SOLVER);
-            }
-        }
+        assert_gradients(&inputs, &values, run, |values| exact(sizes, values));
     }
 }
 

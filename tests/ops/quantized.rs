@@ -3,6 +3,7 @@
 use mlxport::ops::{self, Quantization, QuantizationMode, Quantized};
 use mlxport::{Array, Dtype};
 use proptest::prelude::*;
+use support::codes::{code, minifloat};
 use support::element::{self, FLOATS, from_bits, reals};
 use support::strategy::{self, MODERATE};
 use support::{Expected, Nd, Tolerance, assert_matches, check};
@@ -20,26 +21,6 @@ fn formats() -> impl Strategy<Value = Quantization> {
 /// MLX takes rows of nvfp4 in whole pairs of groups.
 fn whole(groups: usize, how: Quantization) -> usize {
     if how.mode == QuantizationMode::Nvfp4 { groups * 2 } else { groups }
-}
-
-/// Codes lie one after another in little-endian bits.
-fn code(bytes: &[u8], bits: usize, at: usize) -> u32 {
-    (0..bits)
-        .map(|i| at * bits + i)
-        .enumerate()
-        .map(|(i, bit)| u32::from(bytes[bit / 8] >> (bit % 8) & 1) << i)
-        .sum()
-}
-
-/// A float of one sign bit, `exponent` bits biased by half their range, and `mantissa` bits.
-fn minifloat(code: u32, exponent: u32, mantissa: u32) -> f64 {
-    let sign = if code >> (exponent + mantissa) & 1 == 1 { -1.0 } else { 1.0 };
-    let (e, m) = (code >> mantissa & ((1 << exponent) - 1), f64::from(code & ((1 << mantissa) - 1)));
-    let (bias, unit) = ((1 << (exponent - 1)) - 1, 2f64.powi(mantissa as i32));
-    match e {
-        0 => sign * m / unit * 2f64.powi(1 - bias),
-        e => sign * (1.0 + m / unit) * 2f64.powi(e as i32 - bias),
-    }
 }
 
 fn e4m3(code: u32) -> f64 {

@@ -3,6 +3,7 @@
 //!
 //! The comparator and the naive array are tested themselves, in `tests/ops/support.rs`.
 
+pub mod codes;
 pub mod compare;
 pub mod element;
 pub mod layout;

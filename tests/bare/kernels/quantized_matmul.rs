@@ -5,6 +5,7 @@ mod cpu;
 
 use self::cpu::QuantizedMatmul;
 use crate::array::Dtype;
+use crate::codes::{self, minifloat};
 use crate::kernels::path::Path;
 use crate::ops::{Quantization, QuantizationMode};
 use crate::support::{Array, FLOATS, Oracle, Random, assert_close, paths, rounded};
@@ -14,15 +15,6 @@ fn quantizations() -> Vec<Quantization> {
     let affine = [32, 64, 128].into_iter().flat_map(|group| [2, 3, 4, 5, 6, 8].map(|b| (Affine, group, b)));
     let others = [(Mxfp4, 32, 4), (Mxfp8, 32, 8), (Nvfp4, 16, 4)];
     affine.chain(others).map(|(mode, group_size, bits)| Quantization { mode, group_size, bits }).collect()
-}
-
-/// A small float of `exponent` and `mantissa` bits.
-fn small_float(code: u32, exponent: u32, mantissa: u32) -> f64 {
-    let m = f64::from(code & ((1 << mantissa) - 1)) / f64::from(1 << mantissa);
-    let e = (code >> mantissa & ((1 << exponent) - 1)) as i32;
-    let bias = (1 << (exponent - 1)) - 1;
-    let magnitude = if e == 0 { m * 2f64.powi(1 - bias) } else { (1.0 + m) * 2f64.powi(e - bias) };
-    if code >> (exponent + mantissa) == 1 { -magnitude } else { magnitude }
 }
 
 /// Random matrices `[count, n, k]`.
@@ -65,20 +57,16 @@ impl Matrices {
             let code =
                 |random: &mut Random| if nv { random.bits() as u8 } else { 120 + random.below(8) as u8 };
             let codes: Vec<u8> = bias_values.iter().map(|_| code(random)).collect();
-            let value = |c: u8| if nv { small_float(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) };
+            let value = |c: u8| if nv { minifloat(c.into(), 4, 3) } else { 2f64.powi(i32::from(c) - 127) };
             scale_values = codes.iter().map(|&c| value(c) as f32).collect();
             arrays.push(Array::of_bytes(&codes, &shape(groups), Dtype::Uint8));
         }
-        let code = |at: usize| {
-            let bit = at % k * bits;
-            let row = &bytes[at / k * (k * bits / 8)..];
-            (0..bits).fold(0, |code, b| code | u32::from(row[(bit + b) / 8] >> ((bit + b) % 8) & 1) << b)
-        };
         let number = |at: usize| {
+            let code = codes::code(&bytes, bits, at);
             let value = match how.mode {
-                QuantizationMode::Affine => f64::from(code(at)),
-                QuantizationMode::Mxfp8 => small_float(code(at), 4, 3),
-                _ => small_float(code(at), 2, 1),
+                QuantizationMode::Affine => f64::from(code),
+                QuantizationMode::Mxfp8 => minifloat(code, 4, 3),
+                _ => minifloat(code, 2, 1),
             };
             value * f64::from(scale_values[at / group]) + f64::from(bias_values[at / group])
         };
