@@ -511,3 +511,25 @@ fn an_integer_range_holds_its_extremes() {
         assert_matches(&ops::sort(&array, 0).unwrap(), &Expected::ints(&extremes, dtype), Exact);
     }
 }
+
+#[test]
+fn what_is_close_or_equal() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let array = |values: &[f32]| Array::from_slice(values, &[values.len() as i32]).unwrap();
+    let a = array(&[100.0, 110.0, 0.0, 0.5, inf, inf, nan]);
+    let b = array(&[110.0, 100.0, 0.001, 0.5, inf, -inf, nan]);
+    // At most 0.01 and 0.095 of the second apart.
+    let close = |equal_nan| ops::isclose(&a, &b, 0.095, 0.01, equal_nan).unwrap().to_vec::<bool>().unwrap();
+    assert_eq!(close(false), [true, false, true, true, true, false, false]);
+    assert_eq!(close(true), [true, false, true, true, true, false, true]);
+    let all = |a: &Array, b: &Array, equal_nan| {
+        ops::allclose(a, b, 0.095, 0.01, equal_nan).unwrap().item::<bool>().unwrap()
+    };
+    let [x, y] = [[100.0, 0.0, nan], [110.0, 0.001, nan]].map(|values| array(&values));
+    assert_eq!([all(&x, &y, true), all(&x, &y, false), all(&y, &x, true)], [true, false, false]);
+    let equal =
+        |a: &Array, b: &Array, equal_nan| ops::array_equal(a, b, equal_nan).unwrap().item::<bool>().unwrap();
+    assert_eq!([equal(&a, &a, true), equal(&a, &a, false), equal(&a, &b, true)], [true, false, false]);
+    let row = ops::expand_dims(&x, 0).unwrap();
+    assert!(!equal(&x, &row, true), "of another shape");
+}

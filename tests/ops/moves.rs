@@ -227,3 +227,45 @@ fn triangles_and_diagonals() {
         }
     });
 }
+
+#[test]
+fn masked_places_take_values_in_order() {
+    let array = |values: &[i32], shape: &[i32]| Array::from_slice(values, shape).unwrap();
+    let a = array(&[1, 2, 3, 4, 5, 6], &[3, 2]);
+    let (values, rows) = (array(&[10, 20, 30, 40], &[4]), array(&[10, 20, 30, 40], &[2, 2]));
+    let scattered = |mask: &[bool], shape: &[i32], values: &Array| {
+        let mask = Array::from_slice(mask, shape).unwrap();
+        ops::masked_scatter(&a, &mask, values).unwrap().to_vec::<i32>()
+    };
+    let some = scattered(&[false, true, true, false, false, true], &[3, 2], &values);
+    assert_eq!(some.unwrap(), [1, 10, 20, 4, 5, 30]);
+    assert_eq!(scattered(&[true, false, true], &[3], &rows).unwrap(), [10, 20, 3, 4, 30, 40]);
+    assert!(scattered(&[true; 6], &[3, 2], &values).is_err(), "too few values");
+}
+
+#[test]
+fn updates_join_what_is_there() {
+    type Update = fn(&Array, &Array) -> Result<Array>;
+    let a = Array::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[6]).unwrap();
+    let update = Array::from_slice(&[3.0f32, 0.5], &[2]).unwrap();
+    // Elements 1 and 4, which are 2 and 5.
+    let updates: [(Update, [f32; 2]); 4] = [
+        (|a, by| ops::slice_update_add(a, by, &[1], &[6], &[3]), [5.0, 5.5]),
+        (|a, by| ops::slice_update_prod(a, by, &[1], &[6], &[3]), [6.0, 2.5]),
+        (|a, by| ops::slice_update_max(a, by, &[1], &[6], &[3]), [3.0, 5.0]),
+        (|a, by| ops::slice_update_min(a, by, &[1], &[6], &[3]), [2.0, 0.5]),
+    ];
+    for (f, [first, second]) in updates {
+        assert_eq!(f(&a, &update).unwrap().to_vec::<f32>().unwrap(), [1.0, first, 3.0, 4.0, second, 6.0]);
+    }
+    // Elements 4, 1 and 4 again.
+    let update = Array::from_slice(&[3.0f32, 0.5, 7.0], &[3, 1]).unwrap();
+    let at = |f: fn(&Array, [&Array; 1], &Array, &[i32]) -> Result<Array>| {
+        let index = Array::from_slice(&[4i32, 1, 4], &[3]).unwrap();
+        f(&a, [&index], &update, &[0]).unwrap().to_vec::<f32>().unwrap()
+    };
+    assert_eq!(at(|a, i, by, axes| ops::scatter_add(a, i, by, axes)), [1.0, 2.5, 3.0, 4.0, 15.0, 6.0]);
+    assert_eq!(at(|a, i, by, axes| ops::scatter_prod(a, i, by, axes)), [1.0, 1.0, 3.0, 4.0, 105.0, 6.0]);
+    assert_eq!(at(|a, i, by, axes| ops::scatter_max(a, i, by, axes)), [1.0, 2.0, 3.0, 4.0, 7.0, 6.0]);
+    assert_eq!(at(|a, i, by, axes| ops::scatter_min(a, i, by, axes)), [1.0, 0.5, 3.0, 4.0, 3.0, 6.0]);
+}

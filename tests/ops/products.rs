@@ -2,6 +2,7 @@
 
 use mlxport::ops::{self, Conv};
 use mlxport::{Array, Dtype};
+use num_complex::Complex32;
 use proptest::prelude::*;
 use support::element::{FLOATS, reals};
 use support::nd::{broadcast_shapes, indices};
@@ -198,5 +199,78 @@ fn a_transposed_convolution_is_the_adjoint() {
             (left - right).abs() <= Tolerance::Permissive.relative(Dtype::Float32) * (magnitude + 1.0),
             "{left} {right}"
         );
+    });
+}
+
+#[test]
+fn products_along_an_axis() {
+    let cases =
+        (1..5usize, 0..6usize, 1..5usize).prop_flat_map(|(m, k, n)| pair(vec![m, k, n], vec![1, k, 1]));
+    check(48, cases, |device, (a, b)| {
+        let dtype = a.tensor.dtype();
+        if computes(device, dtype) {
+            let (x, y) = (reals(&a.tensor), reals(&b.tensor));
+            let term = |at: &[usize], k: &[usize]| x.at(&[at[0], k[0], at[1]]) * y.at(&[0, k[0], 0]);
+            let expected = sums(&[x.shape[0], x.shape[2]], &x.shape[1..2], term, dtype);
+            assert_matches(&ops::vecdot(&a.array(), &b.array(), 1).unwrap(), &expected, Tolerance::Balanced);
+        }
+    });
+    let conjugated = [Complex32::new(1.0, 2.0), Complex32::new(0.0, -1.0)];
+    let a = Array::from_slice(&conjugated, &[2]).unwrap();
+    let b = Array::from_slice(&[Complex32::new(3.0, 0.0), Complex32::new(0.0, 5.0)], &[2]).unwrap();
+    // (1 - 2i) 3 + i 5i.
+    assert_eq!(ops::vecdot(&a, &b, 0).unwrap().item::<Complex32>().unwrap(), Complex32::new(-2.0, -6.0));
+}
+
+#[test]
+fn products_with_masked_blocks() {
+    let of = |shape: &[usize]| strategy::input(Dtype::Float32, shape, MODERATE);
+    let cases = (1..100usize, 1..80usize, 1..70usize).prop_flat_map(move |(m, k, n)| {
+        let tiles = |rows: usize, columns: usize| {
+            let count = rows.div_ceil(32) * columns.div_ceil(32);
+            prop::collection::vec(prop::sample::select(vec![0.0f32, 0.5, 2.0]), count)
+        };
+        (of(&[m, k]), of(&[k, n]), tiles(m, n), tiles(m, k), tiles(k, n))
+    });
+    check(24, cases, |_, (a, b, out, left, right)| {
+        let (x, y) = (reals(&a.tensor), reals(&b.tensor));
+        let (m, k, n) = (x.shape[0], x.shape[1], y.shape[1]);
+        let tile = |tiles: &[f32], columns: usize, i: usize, j: usize| {
+            f64::from(tiles[i / 32 * columns.div_ceil(32) + j / 32])
+        };
+        let term = |at: &[usize], l: &[usize]| {
+            let (i, j, l) = (at[0], at[1], l[0]);
+            let factors = tile(out, n, i, j) * tile(left, k, i, l) * tile(right, n, l, j);
+            factors * x.at(&[i, l]) * y.at(&[l, j])
+        };
+        let mask = |tiles: &[f32], rows: usize, columns: usize| {
+            let shape = [rows.div_ceil(32), columns.div_ceil(32)].map(|size| size as i32);
+            Array::from_slice(tiles, &shape).unwrap()
+        };
+        let (out, left, right) = (mask(out, m, n), mask(left, m, k), mask(right, k, n));
+        let found =
+            ops::block_masked_mm(&a.array(), &b.array(), 32, Some(&out), Some(&left), Some(&right)).unwrap();
+        assert_matches(&found, &sums(&[m, n], &[k], term, Dtype::Float32), Tolerance::Balanced);
+    });
+}
+
+#[test]
+fn walsh_hadamard_transforms() {
+    // Entry (i, j) of the matrix is -1 to the number of bits that both have.
+    let cases = (0..7u32, 1..4usize)
+        .prop_flat_map(|(bits, rows)| strategy::input(Dtype::Float32, &[rows, 1 << bits], MODERATE));
+    check(32, cases, |_, a| {
+        let x = reals(&a.tensor);
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        for scale in [None, Some(0.5f32)] {
+            let factor = scale.map_or(1.0 / (x.shape[1] as f64).sqrt(), f64::from);
+            let term = |at: &[usize], k: &[usize]| factor * sign(at[1], k[0]) * x.at(&[at[0], k[0]]);
+            let expected = sums(&x.shape, &x.shape[1..], term, Dtype::Float32);
+            assert_matches(
+                &ops::hadamard_transform(&a.array(), scale).unwrap(),
+                &expected,
+                Tolerance::Balanced,
+            );
+        }
     });
 }

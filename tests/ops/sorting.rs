@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use mlxport::{Dtype, ops};
+use mlxport::{Array, Dtype, ops};
 use proptest::prelude::*;
 use support::element::{self, ORDERED, bits, ints};
 use support::strategy::{self, Values};
@@ -100,4 +100,17 @@ fn a_sort_needs_its_axis_and_a_partition_its_place() {
     assert!(ops::sort(&x, 2).is_err() && ops::argsort(&x, -3).is_err());
     assert!(ops::partition(&x, 4, 1).is_err() && ops::argpartition(&x, -5, 1).is_err());
     assert!(ops::topk(&x, 5, 1).is_err());
+}
+
+#[test]
+fn values_go_before_or_after_their_equals() {
+    let sorted = Array::from_slice(&[1.0f32, 2.0, 2.0, 4.0], &[4]).unwrap();
+    let values = Array::from_slice(&[0.0f32, 1.0, 2.0, 3.0, 4.0, 5.0], &[2, 3]).unwrap();
+    let places = |side| {
+        let places = ops::searchsorted(&sorted, &values, side).unwrap();
+        assert_eq!(places.shape(), [2, 3]);
+        places.to_vec::<u32>().unwrap()
+    };
+    assert_eq!(places(ops::Side::Left), [0, 0, 1, 3, 3, 4]);
+    assert_eq!(places(ops::Side::Right), [0, 1, 3, 3, 4, 4]);
 }
