@@ -109,7 +109,10 @@ impl<'de> Deserializer<'de> for Python<'de> {
                 let items = items.iter().map(|(key, value)| (key.as_str(), Python(value)));
                 visitor.visit_map(MapDeserializer::new(items))
             }
-            (other, _) => other.deserialize_any(visitor),
+            (Value::Null, _) => visitor.visit_unit(),
+            (Value::Bool(value), _) => visitor.visit_bool(*value),
+            (Value::Number(value), _) => value.deserialize_any(visitor),
+            (Value::String(value), _) => visitor.visit_borrowed_str(value),
         }
     }
 
