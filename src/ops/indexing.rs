@@ -276,10 +276,10 @@ scatters! {
     scatter_min => mlx_scatter_min;
 }
 
-/// `a` with the entries where `mask` is true replaced by the elements of `values`, in order.
+/// `a` with the entries where `mask` is true replaced by those of `values`, in order.
 ///
-/// The shape of `mask` (`bool`) is the beginning of that of `a`. Fails when computed if there are too
-/// few values.
+/// The shape of `mask` (`bool`) is the beginning of that of `a`; the rest is that of an entry, and `values` is
+/// `[count, ...]` of these. Fails when computed if there are too few values.
 pub fn masked_scatter(a: &Array, mask: &Array, values: &Array) -> Result<Array> {
     op!(mlx_masked_scatter(a, mask, values))
 }

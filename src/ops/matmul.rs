@@ -76,7 +76,7 @@ pub fn inner(a: &Array, b: &Array) -> Result<Array> {
     op!(mlx_inner(a, b))
 }
 
-/// The sum of `conjugate(a) * b` along `axis`; the other axes broadcast.
+/// The sum of `conjugate(a) * b` along `axis`, which both have in the same place; the other axes broadcast.
 pub fn vecdot(a: &Array, b: &Array, axis: i32) -> Result<Array> {
     op!(mlx_vecdot(a, b, axis))
 }
