@@ -343,26 +343,30 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
     assert!(kernels::set_threads(0).is_err());
 }
 
+/// As long as they are at most 2, 3 to 12, or more.
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     for (i, how) in quantizations().into_iter().flat_map(|how| [how; 2]).enumerate() {
         let dtype = [Dtype::Float32, Dtype::Bfloat16][i % 2];
-        // Some rows are tiny, some large.
-        let (mut at, k) = (0, 5 * how.group_size);
-        let value = |random: &mut Numbers| {
-            at += 1;
-            unit_values(random) * 2f64.powi([0, -70, 70][((at - 1) / k % 3) as usize])
-        };
-        let case = Case::new(how, [dtype; 2], &[12], 6, 5, i as u64, value);
-        for path in fast_paths() {
-            let all = to_f64(&case.on(path));
-            for m in [0, 4, 8, 11] {
-                let k = case.x.shape()[1];
-                let x = ops::slice(&case.x, &[m, 0], &[m + 1, k], &[1, 1]).unwrap();
-                let alone =
-                    || ops::quantized_matmul(&x, &case.w, &case.scales, case.biases.as_ref(), true, how);
-                let alone = to_f64(&kernels::force(path, alone).unwrap().unwrap());
-                assert_eq!(alone, all[m as usize * 6..][..6], "{path} {how:?} row {m}");
+        for (rows, fewer) in [(2, 1), (12, 3), (30, 13)] {
+            // Some rows are tiny, some large.
+            let (mut at, k) = (0, 5 * how.group_size);
+            let value = |random: &mut Numbers| {
+                at += 1;
+                unit_values(random) * 2f64.powi([0, -70, 70][((at - 1) / k % 3) as usize])
+            };
+            let case = Case::new(how, [dtype; 2], &[rows], 6, 5, i as u64, value);
+            for path in fast_paths() {
+                let all = to_f64(&case.on(path));
+                for m in [0, (rows - fewer) / 2, rows - fewer] {
+                    let k = case.x.shape()[1];
+                    let x = ops::slice(&case.x, &[m, 0], &[m + fewer, k], &[1, 1]).unwrap();
+                    let alone =
+                        || ops::quantized_matmul(&x, &case.w, &case.scales, case.biases.as_ref(), true, how);
+                    let alone = to_f64(&kernels::force(path, alone).unwrap().unwrap());
+                    let beside = &all[m as usize * 6..][..fewer as usize * 6];
+                    assert_eq!(alone, beside, "{path} {how:?} row {m} of {rows}");
+                }
             }
         }
     }
@@ -502,7 +506,7 @@ fn outliers_take_nothing_from_the_numbers_beside_them() {
     const OUTLIERS: usize = 300;
     for (i, how) in quantizations().into_iter().enumerate() {
         for dtype in [Dtype::Float16, Dtype::Bfloat16] {
-            for exponent in [3, 8, 13] {
+            for exponent in [3, 8, 13, 15] {
                 let is_outlier = |column: usize| column % OUTLIERS == 7;
                 let (rows, k) = (9, 768);
                 let mut at = 0;
@@ -511,8 +515,10 @@ fn outliers_take_nothing_from_the_numbers_beside_them() {
                     at += 1;
                     if is_outlier((at - 1) % k) { 2f64.powi(exponent) } else { fine }
                 };
+                // Rows of each kind: in fixed point or not, of unpacked codes or not.
+                let count = [2, 5, 14][(i + exponent as usize) % 3];
                 let mut case =
-                    Case::new(how, [dtype; 2], &[2], rows, k as i32 / how.group_size, i as u64, value);
+                    Case::new(how, [dtype; 2], &[count], rows, k as i32 / how.group_size, i as u64, value);
                 case.set_zero(is_outlier);
                 case.check(None).unwrap();
             }
@@ -549,6 +555,8 @@ fn many_rows_are_computed_piece_by_piece() {
     let how = Quantization::affine(32, 4);
     for dtype in [Dtype::Float32, Dtype::Bfloat16] {
         Case::new(how, [dtype; 2], &[530], 70, 1, 5, unit_values).check(None).unwrap();
+        // More than stay in a cache.
+        Case::new(how, [dtype; 2], &[140], 40, 32, 5, unit_values).check(None).unwrap();
         let case = Case::new(how, [dtype; 2], &[1], 600, 4, 6, unit_values);
         let ids: Vec<i32> = (0..900).map(|i| i * 37 % 600).collect();
         let expected: Vec<f64> =

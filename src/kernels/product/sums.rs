@@ -44,6 +44,18 @@ impl Sums {
         }
     }
 
+    /// Replaces what `part` has of row `place(m)` by its row `m`; all rows are here.
+    pub fn replace(&mut self, part: &Sums, place: impl Fn(usize) -> usize) {
+        let (few, width, columns) = (self.few.len(), self.width, part.columns());
+        let mut row = vec![0.0; columns.len()];
+        for m in part.rows() {
+            part.read(m, &mut row);
+            for (n, &value) in columns.clone().zip(&row) {
+                self.values[(n / width * few + place(m)) * width + n % width] = value;
+            }
+        }
+    }
+
     /// Puts row `m` into elements `[m, columns]` of `out`, which begin at element `start` and are `n` to a
     /// row, after `finish(m, first column, row)`.
     pub fn store(

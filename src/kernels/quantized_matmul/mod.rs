@@ -2,9 +2,9 @@
 //! picked from batches.
 //!
 //! Everything is computed in `float32`, whatever the dtypes are, so scales of another dtype than `x` are
-//! read as they are. Few rows of half precision may be taken as integers, which lose less than rounding to
+//! read as they are. Rows of half precision may be taken as integers, which lose less than rounding to
 //! half precision has cost them. Each output is summed in one fixed order, which does not depend on the number of
-//! threads, nor on the other rows of `x` as long as they are at most 12, or more than that.
+//! threads, nor on the other rows of `x` as long as they are at most 2, 3 to 12, or more than that.
 
 mod cpu;
 mod mapped;

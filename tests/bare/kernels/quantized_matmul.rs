@@ -86,6 +86,25 @@ impl Matrices {
         (0..count).map(move |i| self.decoded[index * n * k + start + i * step])
     }
 
+    /// The one matrix without biases, and with zeros in these columns.
+    fn without(mut self, zero: impl Fn(usize) -> bool) -> Self {
+        let (bits, [n, k]) = (self.how.bits as usize, [self.n, self.k]);
+        let mut bytes = bytemuck::cast_slice(self.arrays[0].view().as_slice::<u32>().unwrap()).to_vec();
+        let biases = self.arrays.get(2).map(Array::values);
+        for (at, value) in self.decoded.iter_mut().enumerate() {
+            *value -= biases.as_ref().map_or(0.0, |biases| biases[at / self.how.group_size as usize].into());
+            if zero(at % k) {
+                *value = 0.0;
+                (at * bits..(at + 1) * bits).for_each(|bit| bytes[bit / 8] &= !(1 << (bit % 8)));
+            }
+        }
+        self.arrays[0] = Array::of_bytes(&bytes, &[n, k * bits / 32], Dtype::Uint32);
+        if let [_, scales, biases] = &mut self.arrays[..] {
+            *biases = Array::zeros(&[n, k / self.how.group_size as usize], scales.view().dtype());
+        }
+        self
+    }
+
     fn product(&self, path: Path, transpose: bool, x: &Array, indices: Option<&[Array; 2]>, out: &mut Array) {
         let inputs: Vec<_> = [x]
             .into_iter()
@@ -162,40 +181,116 @@ fn long_rows() {
     println!("{paths:?}: long rows");
 }
 
+/// As long as they are at most 2, 3 to 12, or more.
 #[test]
 fn rows_do_not_depend_on_those_beside_them() {
     let (paths, random) = (paths(), &mut Random(3));
     for (i, how) in quantizations().into_iter().enumerate() {
         let dtype = FLOATS[i % 3];
         let w = Matrices::new(how, dtype, 1, 6, 5, random);
-        let x: Vec<f32> = (0..12 * w.k).map(|_| rounded(random.unit(), dtype)).collect();
-        for &path in &paths {
-            let all = rows_of(&w, path, true, &x, dtype, dtype);
-            for m in [0, 3, 8, 11] {
-                let alone = rows_of(&w, path, true, &x[m * w.k..][..w.k], dtype, dtype);
-                assert_eq!(alone, all[m * 6..][..6], "{path} {how:?} {dtype:?} row {m}");
+        for (rows, fewer) in [(2, 1), (12, 3), (300, 13)] {
+            // Some rows are tiny, some large, some have numbers that are far larger than those beside them.
+            let far = 2f32.powi(if dtype == Dtype::Float16 { 12 } else { 70 });
+            let power =
+                |at: usize| [1.0, 1.0 / far, far, if at % 9 == 4 { 16384.0 } else { 1.0 }][at / w.k % 4];
+            let x: Vec<f32> = (0..rows * w.k).map(|at| rounded(random.unit() * power(at), dtype)).collect();
+            for &path in &paths {
+                let all = rows_of(&w, path, true, &x, dtype, dtype);
+                for first in [0, rows / 2 - fewer / 2, rows - fewer] {
+                    let some = &x[first * w.k..][..fewer * w.k];
+                    let alone = rows_of(&w, path, true, some, dtype, dtype);
+                    let beside = &all[first * 6..][..fewer * 6];
+                    assert_eq!(
+                        alone, beside,
+                        "{path} {how:?} {dtype:?} {fewer} of {rows} rows from {first} on"
+                    );
+                }
             }
         }
     }
     println!("{paths:?}: rows alone");
 }
 
+/// More rows than are converted at a time, more columns than a thread takes at a time, more than a cache holds.
 #[test]
-fn outliers_take_nothing_from_the_numbers_beside_them() {
-    let (paths, random) = (paths(), &mut Random(4));
+fn many_rows() {
+    let (paths, random) = (paths(), &mut Random(8));
     for (i, how) in quantizations().into_iter().enumerate() {
         let dtype = FLOATS[1 + i % 2];
-        let w = Matrices::new(how, dtype, 1, 9, 768 / how.group_size as usize, random);
-        // Only the first two rows of three have outliers.
-        let large = |at: usize| if at % 300 == 7 && at < 2 * w.k { 2f32.powi([8, 13][i % 2]) } else { 1.0 };
-        let x: Vec<f32> = (0..3 * w.k).map(|at| rounded(random.unit() * large(at), dtype)).collect();
-        let terms = |at: usize| x[at / 9 * w.k..].iter().copied().zip(w.column(0, at % 9, true));
-        let oracle = Oracle::new(27, dtype, terms);
+        let (rows, n, k) = ([150, 520][i % 2], [300, 20][i / 2 % 2], [1024, 256][i % 2]);
+        let w = Matrices::new(how, dtype, 1, n, k / how.group_size as usize, random);
+        let x: Vec<f32> = (0..rows * k).map(|_| rounded(random.unit(), dtype)).collect();
+        let terms = |at: usize| x[at / n * k..].iter().copied().zip(w.column(0, at % n, true));
+        let oracle = Oracle::new(rows * n, dtype, terms);
         for &path in &paths {
             let y = rows_of(&w, path, true, &x, dtype, dtype);
             assert_close(&y, &oracle.exact, oracle.allowed(dtype, 1.0), &|| {
-                format!("{path} {how:?} {dtype:?}")
+                format!("{path} {how:?} {dtype:?} {rows} rows, {n} columns")
             });
+        }
+    }
+    println!("{paths:?}: many rows");
+}
+
+/// A column whose scale is infinite is infinite, or no number where a code is zero.
+#[test]
+fn infinite_scales_reach_their_columns_only() {
+    let (paths, random) = (paths(), &mut Random(9));
+    for (i, how) in quantizations().into_iter().enumerate() {
+        if how.mode != QuantizationMode::Affine {
+            continue;
+        }
+        for rows in [1, 5, 14] {
+            let dtype = FLOATS[i % 3];
+            let mut w = Matrices::new(how, dtype, 1, 5, 3, random);
+            let ([mut scales, biases], group) =
+                ([1, 2].map(|part| w.arrays[part].values()), how.group_size as usize);
+            // The second group of the third column.
+            let at = 2 * 3 + 1;
+            scales[at] = f32::INFINITY;
+            w.arrays[1] = Array::of_floats(&scales, &[5, 3], dtype);
+            for value in &mut w.decoded[at * group..][..group] {
+                let is_zero = *value == f64::from(biases[at]);
+                *value = if is_zero { f64::NAN } else { f64::INFINITY };
+            }
+            let x: Vec<f32> = (0..rows * w.k).map(|_| rounded(random.unit().abs(), dtype)).collect();
+            let terms = |at: usize| x[at / 5 * w.k..].iter().copied().zip(w.column(0, at % 5, true));
+            let exact = Oracle::new(rows * 5, dtype, terms).exact;
+            for &path in &paths {
+                let y = rows_of(&w, path, true, &x, dtype, dtype);
+                for (y, e) in y.iter().zip(&exact) {
+                    let alike = y.is_nan() == e.is_nan() && y.is_infinite() == e.is_infinite();
+                    let same = alike && (!y.is_infinite() || f64::from(*y) == *e);
+                    assert!(same, "{path} {how:?} {dtype:?} {rows} rows: {y}, expected {e}");
+                }
+            }
+        }
+    }
+    println!("{paths:?}: infinite scales");
+}
+
+/// Weights are zero where the large numbers are, so nothing of the result covers what those beside them lose.
+#[test]
+fn outliers_take_nothing_from_the_numbers_beside_them() {
+    let (paths, random) = (paths(), &mut Random(4));
+    let is_large = |column: usize| column % 300 == 7;
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for (j, exponent) in [3, 8, 13, 15].into_iter().enumerate() {
+            let (dtype, rows) = (FLOATS[1 + i % 2], [2, 3, 14][(i + j) % 3]);
+            let w = Matrices::new(how, dtype, 1, 9, 768 / how.group_size as usize, random).without(is_large);
+            // The first row has none.
+            let large = |at: usize| {
+                if is_large(at % w.k) && at >= w.k { 2f32.powi(exponent) } else { random.unit() }
+            };
+            let x: Vec<f32> = (0..rows * w.k).map(large).map(|x| rounded(x, dtype)).collect();
+            let terms = |at: usize| x[at / 9 * w.k..].iter().copied().zip(w.column(0, at % 9, true));
+            let oracle = Oracle::new(rows * 9, dtype, terms);
+            for &path in &paths {
+                let y = rows_of(&w, path, true, &x, dtype, dtype);
+                assert_close(&y, &oracle.exact, oracle.allowed(dtype, 1.0), &|| {
+                    format!("{path} {how:?} {dtype:?} 2^{exponent} in {rows} rows")
+                });
+            }
         }
     }
     println!("{paths:?}: outliers");
@@ -239,7 +334,8 @@ fn infinities_and_nans_go_where_they_belong() {
                 let dtype = FLOATS[i % 3];
                 let w = Matrices::new(how, dtype, 1, 5, 2 * 128 / how.group_size as usize, random);
                 let mut x: Vec<f32> = (0..rows * w.k).map(|_| rounded(random.unit(), dtype)).collect();
-                x[39] = special;
+                // In the last row but one.
+                x[(rows - 2) * w.k + 39] = special;
                 let terms = |at: usize| x[at / 5 * w.k..].iter().copied().zip(w.column(0, at % 5, true));
                 let exact = Oracle::new(rows * 5, dtype, terms).exact;
                 for &path in &paths {

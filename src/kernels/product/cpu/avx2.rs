@@ -100,9 +100,10 @@ unsafe fn interleave_of(lines: &[f32], depth: usize, out: &mut [f32]) {
     }
 }
 
+/// Eight columns of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transposed(r: [__m256; 8]) -> [__m256; 8] {
+pub(crate) fn transposed(r: [__m256; 8]) -> [__m256; 8] {
     let pairs: [__m256; 8] = std::array::from_fn(|i| {
         let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
         if i % 2 == 0 { _mm256_unpacklo_ps(a, b) } else { _mm256_unpackhi_ps(a, b) }

@@ -7,17 +7,23 @@ use crate::array::Dtype;
 use crate::error::Result;
 use crate::kernels::path::Path;
 use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product};
-use crate::kernels::{View, ViewMut};
-use crate::ops::Quantization;
+use crate::kernels::{View, ViewMut, pool};
+use crate::ops::{Quantization, QuantizationMode};
 
 /// The name of the operation.
 pub const NAME: &str = "quantized_matmul";
 /// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
 pub const FEW: usize = 12;
+/// Rows of `x` in fixed point that meet the codes one by one. For more, codes are unpacked once for all.
+#[cfg(target_arch = "x86_64")]
+const FEW_FIXED: usize = 2;
 /// Rows of `x` that are converted at a time.
 const BLOCK: usize = 512;
 /// Multiply-adds that are worth another thread.
 const WORK: usize = 1 << 18;
+
+/// Numbers of `x` that are worth another thread.
+const READ: usize = 1 << 15;
 
 /// A product.
 pub struct QuantizedMatmul {
@@ -71,10 +77,12 @@ impl QuantizedMatmul {
         for pairs in pairs.chunks(BLOCK) {
             let mut values = vec![0.0; pairs.len() * k];
             let (numbers, origin) = Numbers::of(x)?;
-            values
-                .chunks_exact_mut(k)
-                .zip(pairs)
-                .for_each(|(row, pair)| numbers.read(origin + pair[0] * k, row));
+            let grain = READ.div_ceil(k);
+            pool::for_each_piece(&mut values, grain * k, |piece, rows| {
+                for (row, pair) in rows.chunks_exact_mut(k).zip(&pairs[piece * grain..]) {
+                    numbers.read(origin + pair[0] * k, row);
+                }
+            });
             let powers = moderate(&mut values, k);
             let plain = powers.iter().all(|&p| p == 1.0);
             // What AMX leaves of the weights is enough for a result in half precision only.
@@ -97,13 +105,22 @@ impl QuantizedMatmul {
                     result = stored;
                 }
             };
-            if self.transpose && pairs.len() <= FEW {
-                self.few(&[w.w], &values, digits).iter().for_each(&mut store);
-            } else {
-                let lines = Rows { values: &values, k, dtype: x.dtype() };
-                let x = Side { lines: &lines, count: pairs.len(), across: false };
+            let dtype = x.dtype();
+            let many = |values: &[f32], store: &mut dyn FnMut(&Sums)| {
+                let lines = Rows { values, k, dtype };
+                let x = Side { lines: &lines, count: values.len() / k, across: false };
                 let w = Side { lines: &w, count: n, across: !self.transpose };
-                product(path, x, w, k, &mut store);
+                product(path, x, w, k, store);
+            };
+            match digits {
+                _ if self.transpose && pairs.len() <= FEW => {
+                    self.few(&[w.w], &values, digits).iter().for_each(&mut store);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Some(digits) if self.tiles(pairs.len()) => {
+                    store(&tiled(&w.w, &values, digits, many));
+                }
+                _ => many(&values, &mut store),
             }
             result?;
         }
@@ -134,8 +151,31 @@ impl QuantizedMatmul {
         Ok(())
     }
 
+    /// Whether so many rows in fixed point meet unpacked codes.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, count: usize) -> bool {
+        let most = match self.path {
+            Path::Avx2 => usize::MAX,
+            Path::Avx512 | Path::Amx => FEW,
+            _ => 0,
+        };
+        self.transpose && self.how.mode != QuantizationMode::Mxfp8 && count > FEW_FIXED && count <= most
+    }
+
     /// The products of a few rows of `x` with the codes of each of the weights.
     fn few(&self, weights: &[Weights<'_>], x: &[f32], digits: Option<u32>) -> Vec<Sums> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(digits) = digits.filter(|_| self.tiles(x.len() / weights[0].k)) {
+            let tiled = |w: &Weights<'_>| {
+                tiled(w, x, digits, |some, add| self.by_row(&[*w], some, None).iter().for_each(add))
+            };
+            return weights.iter().map(tiled).collect();
+        }
+        self.by_row(weights, x, digits)
+    }
+
+    /// As [`few`](Self::few), with the codes as they are stored.
+    fn by_row(&self, weights: &[Weights<'_>], x: &[f32], digits: Option<u32>) -> Vec<Sums> {
         let k = weights[0].k;
         let count = x.len() / k;
         let mut values = vec![0.0; weights.iter().map(|w| w.n * count).sum()];
@@ -160,6 +200,18 @@ impl QuantizedMatmul {
         };
         weights.iter().map(part).collect()
     }
+}
+
+/// The products of rows with codes that are unpacked once for all; `rest` multiplies those that do not fit in fixed
+/// point.
+#[cfg(target_arch = "x86_64")]
+fn tiled(w: &Weights<'_>, x: &[f32], digits: u32, rest: impl Fn(&[f32], &mut dyn FnMut(&Sums))) -> Sums {
+    let (mut sums, rows) = avx2::tiles::product(w, x, digits);
+    if !rows.is_empty() {
+        let some: Vec<f32> = rows.iter().flat_map(|&m| &x[m * w.k..][..w.k]).copied().collect();
+        rest(&some, &mut |part| sums.replace(part, |m| rows[m]));
+    }
+    sums
 }
 
 /// Each of the weights with its columns of the products of `count` rows.
@@ -209,12 +261,18 @@ fn digits(dtype: Dtype) -> Option<u32> {
 fn moderate(x: &mut [f32], k: usize) -> Vec<f32> {
     const FAR: f32 = (1u64 << 60) as f32;
     const POWER: f32 = 16.0 * FAR;
-    let power = |row: &[f32]| match row.iter().fold(0.0f32, |max, x| max.max(x.abs())) {
+    // Bits of magnitudes are in order as integers; those of a NaN are the largest.
+    let largest = |row: &[f32]| row.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let power = |row: &[f32]| match f32::from_bits(largest(row)) {
         max if max > 0.0 && max < 1.0 / FAR => POWER,
         max if max > FAR && max.is_finite() => 1.0 / POWER,
         _ => 1.0,
     };
-    let powers: Vec<f32> = x.chunks_exact(k).map(power).collect();
+    let (mut powers, grain) = (vec![1.0; x.len() / k], READ.div_ceil(k));
+    pool::for_each_piece(&mut powers, grain, |piece, powers| {
+        let rows = x[piece * grain * k..].chunks_exact(k);
+        powers.iter_mut().zip(rows).for_each(|(out, row)| *out = power(row));
+    });
     for (m, power) in powers.iter().enumerate().filter(|&(_, &power)| power != 1.0) {
         x[m * k..][..k].iter_mut().for_each(|x| *x *= power);
     }

@@ -194,7 +194,7 @@ unsafe fn add_block<C: Nibbles, const LANES: usize>(
         if i.is_multiple_of(2) {
             _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
         }
-        let [even, odd] = C::bytes(C::load(codes));
+        let [even, odd] = C::bytes(C::look_up(C::load(codes)));
         let factors: [__m256i; 4] = std::array::from_fn(|j| _mm256_load_si256(factors[j].as_ptr().cast()));
         let upper =
             _mm256_add_epi16(_mm256_maddubs_epi16(even, factors[0]), _mm256_maddubs_epi16(odd, factors[1]));

@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::{
-    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, bytes, keep, lane_scales, load_all, load_spread,
-    read_groups, resume,
+    CHUNK, E2M1, Form, Matrix, Totals, Weights, blocks, bytes, keep, lane_scales, lane_sums, load_all,
+    load_spread, read_groups, resume,
 };
 use crate::ops::QuantizationMode;
 
@@ -73,6 +73,35 @@ fn loss(x: &[f32]) -> [f32; 2] {
     sums.map(|sums| sums.iter().sum())
 }
 
+/// What fixed point takes from each number.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn rest_of(x: &[f32]) -> Vec<f32> {
+    let mut rest = x.to_vec();
+    for part in rest.chunks_mut(PART) {
+        let unit = unit_of(part);
+        let inverse = 1.0 / unit;
+        part.iter_mut().for_each(|x| *x -= round(*x * inverse) * unit);
+    }
+    rest
+}
+
+/// What a multiple stands for in a part of a row, of eights of numbers, and the multiples.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn multiples(part: &[f32]) -> (f32, [i16; PART]) {
+    let (unit, mut multiples) = (unit_of(part), [0; PART]);
+    let inverse = _mm256_set1_ps(1.0 / unit);
+    for (eight, out) in part.as_chunks::<8>().0.iter().zip(multiples.as_chunks_mut::<8>().0) {
+        // SAFETY: eight numbers each.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(eight.as_ptr()), inverse));
+            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packs_epi32(low, high));
+        }
+    }
+    (unit, multiples)
+}
+
 /// To the nearest integer: adding and taking away 1.5 * 2^23 leaves no other.
 #[inline(always)]
 fn round(x: f32) -> f32 {
@@ -119,33 +148,11 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
     Input { factors, offsets, units, group_sums: group_sums(x, group) }
 }
 
-/// What a multiple stands for in a part of a row, and the multiples.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn multiples(x: &[f32]) -> (f32, [i16; PART]) {
-    let unit = unit_of(x);
-    let inverse = 1.0 / unit;
-    let mut multiples = [0i16; PART];
-    for (multiple, x) in multiples.iter_mut().zip(x) {
-        *multiple = round(x * inverse) as i32 as i16;
-    }
-    (unit, multiples)
-}
-
 /// `[groups]`, and zeros up to whole chunks.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn group_sums(x: &[f32], group: usize) -> Vec<f32> {
-    let mut sums: Vec<f32> = x
-        .chunks_exact(group)
-        .map(|group| {
-            let mut lanes = [0.0f32; 8];
-            for eight in group.chunks_exact(8) {
-                lanes.iter_mut().zip(eight).for_each(|(lane, x)| *lane += x);
-            }
-            super::total(&lanes)
-        })
-        .collect();
+    let mut sums: Vec<f32> = x.chunks_exact(group).map(|group| lane_sums(group)).collect();
     sums.resize(sums.len().next_multiple_of(CHUNK) + CHUNK, 0.0);
     sums
 }
@@ -205,7 +212,11 @@ pub(super) trait Codes: Sync {
     ///
     /// # Safety
     /// The CPU must have AVX2, and `codes` must point to `HALF + 16` bytes.
-    unsafe fn load(codes: *const u8) -> Self::Loaded;
+    unsafe fn load(codes: *const u8) -> __m256i;
+
+    /// # Safety
+    /// The CPU must have AVX2.
+    unsafe fn look_up(lanes: __m256i) -> Self::Loaded;
 
     /// Code `j` of each lane.
     ///
@@ -247,6 +258,11 @@ impl<const BITS: usize> Codes for Bits<BITS> {
     }
 
     #[inline(always)]
+    unsafe fn look_up(lanes: __m256i) -> __m256i {
+        lanes
+    }
+
+    #[inline(always)]
     unsafe fn code(loaded: __m256i, j: usize) -> __m256i {
         let shift = (16 - (Self::PER - j) * BITS) as i32;
         // SAFETY: the caller vouches for the CPU.
@@ -268,7 +284,13 @@ impl Codes for Float4 {
     type Loaded = [__m256i; 2];
 
     #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m256i; 2] {
+    unsafe fn load(codes: *const u8) -> __m256i {
+        // SAFETY: the caller vouches for the bytes.
+        unsafe { load_all(codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(codes: __m256i) -> [__m256i; 2] {
         const BYTES: [u8; 16] = {
             let mut bytes = [0; 16];
             let mut i = 0;
@@ -278,9 +300,9 @@ impl Codes for Float4 {
             }
             bytes
         };
-        // SAFETY: the caller vouches for the bytes and the CPU.
+        // SAFETY: the caller vouches for the CPU.
         unsafe {
-            let (codes, nibble) = (load_all(codes), _mm256_set1_epi8(15));
+            let nibble = _mm256_set1_epi8(15);
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(BYTES.as_ptr().cast()));
             let low = _mm256_and_si256(codes, nibble);
             let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
@@ -433,7 +455,7 @@ unsafe fn add_block<C: Codes, const LANES: usize, const R: usize, const M: usize
     unsafe {
         let offsets = offsets.map(|offsets| _mm256_loadu_si256(offsets.add(i * 8).cast()));
         let mut whole = [offsets; R];
-        let loaded = codes.map(|codes| C::load(codes));
+        let loaded = codes.map(|codes| C::look_up(C::load(codes)));
         for j in 0..C::PER {
             for r in 0..R {
                 let code = C::code(loaded[r], j);
@@ -454,7 +476,7 @@ unsafe fn add_block<C: Codes, const LANES: usize, const R: usize, const M: usize
 
 /// The codes of a row from byte `at`, and zeros after the last.
 #[cold]
-fn copy_rest(row: &[u8], at: usize, out: &mut [u8; 48]) {
+pub fn copy_rest(row: &[u8], at: usize, out: &mut [u8; 48]) {
     let rest = &row[at..row.len().min(at + 32)];
     out[..rest.len()].copy_from_slice(rest);
     out[rest.len()..].fill(0);

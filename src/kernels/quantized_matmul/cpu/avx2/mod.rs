@@ -10,6 +10,7 @@
 mod bytes;
 mod fixed;
 pub mod float;
+pub mod tiles;
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -390,6 +391,17 @@ fn keep<const M: usize>(sums: &[__m256; M], to: &mut [[f32; 8]; 4]) {
         // SAFETY: eight numbers each.
         unsafe { _mm256_storeu_ps(to[m].as_mut_ptr(), sums[m]) };
     }
+}
+
+/// The sum of a group, of which each lane adds up every eighth number.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn lane_sums(group: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for eight in group.chunks_exact(8) {
+        lanes.iter_mut().zip(eight).for_each(|(lane, x)| *lane += x);
+    }
+    total(&lanes)
 }
 
 /// The sum of the lanes.
