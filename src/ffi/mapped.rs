@@ -86,7 +86,9 @@ impl Mapped {
         }
         // SAFETY: `start` is inside the mapping.
         let data = unsafe { self.map.as_mut_ptr().add(start) };
-        let array = if data.align_offset(dtype.size()) != 0 {
+        // Bytes may be codes, which are looked at as words.
+        let alignment = if matches!(dtype, Dtype::Uint8 | Dtype::Int8) { 4 } else { dtype.size() };
+        let array = if data.align_offset(alignment) != 0 {
             // SAFETY: the range is inside the mapping and no array is over it. A copy is the caller's own.
             return array_from_bytes(unsafe { std::slice::from_raw_parts(data, end - start) }, shape, dtype);
         } else {

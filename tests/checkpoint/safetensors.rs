@@ -1,7 +1,8 @@
 //! Single safetensors files.
 
 use mlxport::io::{SafeTensors, load_safetensors};
-use mlxport::ops::add;
+use mlxport::ops::{self, Quantization, add};
+use mlxport::{Array, Dtype};
 
 use crate::raw;
 
@@ -52,6 +53,23 @@ fn data_that_are_not_aligned_are_read_right() {
         let (arrays, _) = load_safetensors(raw::write(dir.path(), "x.safetensors", &header, &data)).unwrap();
         assert_eq!(arrays["a"].to_vec::<f32>().unwrap(), [1.5, -2.0]);
         assert_eq!(arrays["z"].to_vec::<u8>().unwrap(), [7]);
+    }
+}
+
+#[test]
+fn bytes_that_are_looked_at_as_words_are_codes() {
+    let dir = raw::dir();
+    let header = r#"{"a":{"dtype":"U8","shape":[1,16],"data_offsets":[1,17]},"z":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}} "#;
+    let x = ops::ones(&[1, 32], Dtype::Bfloat16).unwrap();
+    let [scale, bias] =
+        [1.0f32, 0.0].map(|v| Array::from_slice(&[half::bf16::from_f32(v)], &[1, 1]).unwrap());
+    for pad in 0..8 {
+        let data = [&[7u8][..], &[0x21; 16]].concat();
+        let path = raw::write(dir.path(), "x.safetensors", &format!("{header}{:pad$}", ""), &data);
+        let words = ops::view(&load_safetensors(path).unwrap().0["a"], Dtype::Uint32).unwrap();
+        let how = Quantization::affine(32, 4);
+        let y = ops::quantized_matmul(&x, &words, &scale, Some(&bias), true, how).unwrap();
+        assert_eq!(ops::astype(&y, Dtype::Float32).unwrap().item::<f32>().unwrap(), 48.0);
     }
 }
 
