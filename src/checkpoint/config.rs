@@ -1,6 +1,5 @@
 //! `config.json`.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -82,11 +81,13 @@ impl Config {
         Error::unsupported(what, format!("there is no such model here; {near}"))
     }
 
-    /// The config as a model's own type; a key that it leaves out has the value that it has in the source.
+    /// The config as a model's own type; a key that it leaves out has the value that it has in the source, and a
+    /// flag that is `null` is false.
     /// Fails with the key that is missing even so, or is not what it should be: another type, a number out
     /// of range, `NaN`.
     pub fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        let mut json = Cow::Borrowed(&self.json);
+        let mut json = self.json.clone();
+        defaults::complete(&mut json);
         loop {
             let (key, cause) = match python_json::read(&json) {
                 Ok(args) => return Ok(args),
@@ -94,7 +95,8 @@ impl Config {
             };
             let cause = cause.to_string();
             let missing = cause.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-            if !missing.is_some_and(|missing| defaults::fill(json.to_mut(), missing)) {
+            let filled = missing.is_some_and(|missing| defaults::fill(&mut json, missing));
+            if !filled && !defaults::allow_null(&mut json, key.as_deref(), &cause) {
                 // Where the key is not known, the cause names it: it is missing.
                 return Err(self.invalid(key.map_or(cause.clone(), |key| format!("`{key}`: {cause}"))));
             }

@@ -1,26 +1,73 @@
 //! What the keys mean that a config leaves out.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
-/// The values of the sources' config classes, by `model_type`, of the keys that a model cannot do without.
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What the sources' config classes say, by `model_type`.
 const DEFAULTS: &str = include_str!("../../assets/config-defaults.json");
+
+#[derive(Deserialize)]
+struct Row {
+    /// Of keys with their other names (`a|b`), whether or not a model can do without them.
+    always: BTreeMap<String, Value>,
+    /// Of keys that a model cannot do without.
+    needed: BTreeMap<String, Value>,
+}
+
+fn row(model_type: Option<&Value>) -> Option<Row> {
+    let mut rows: BTreeMap<String, Row> = serde_json::from_str(DEFAULTS).ok()?;
+    rows.remove(model_type?.as_str()?)
+}
+
+/// Puts what the source's class says into `config`, or into its `text_config` where it has one.
+pub(super) fn complete(config: &mut Value) {
+    let whole = config.get("model_type").cloned();
+    let text = config.get("text_config").is_some_and(Value::is_object);
+    let Some(config) = (if text { config.get_mut("text_config") } else { Some(config) }) else { return };
+    let row = row(config.get("model_type").or(whole.as_ref()));
+    let (Some(config), Some(row)) = (config.as_object_mut(), row) else { return };
+    for (names, value) in row.always {
+        let mut names = names.split('|');
+        if !names.clone().any(|name| config.contains_key(name)) {
+            config.extend(names.next().map(|name| (name.to_owned(), value)));
+        }
+    }
+}
 
 /// Puts `key` into `config` and its `text_config`, where it is missing and their `model_type`s have a value
 /// for it. False where nothing was put.
 pub(super) fn fill(config: &mut Value, key: &str) -> bool {
-    let Ok(defaults) = serde_json::from_str::<Map<String, Value>>(DEFAULTS) else { return false };
     let text = config.get("text_config").and_then(|text| text.get("model_type")).cloned();
-    let put = |config: Option<&mut Value>, model_type: Option<Value>| {
-        let value = model_type.as_ref().and_then(Value::as_str).and_then(|t| defaults.get(t)?.get(key));
-        match (config.and_then(Value::as_object_mut), value) {
-            (Some(config), Some(value)) if !config.contains_key(key) => {
-                config.insert(key.to_owned(), value.clone());
-                true
-            }
-            _ => false,
-        }
-    };
     let whole = config.get("model_type").cloned();
-    let inner = put(config.get_mut("text_config"), text.or_else(|| whole.clone()));
-    put(Some(config), whole) || inner
+    let inner = put(config.get_mut("text_config"), text.or_else(|| whole.clone()), key);
+    put(Some(config), whole, key) || inner
+}
+
+fn put(config: Option<&mut Value>, model_type: Option<Value>, key: &str) -> bool {
+    let value = row(model_type.as_ref()).and_then(|mut row| {
+        let always = row.always.into_iter().find(|(names, _)| names.split('|').any(|name| name == key));
+        row.needed.remove(key).or(always.map(|(_, value)| value))
+    });
+    match (config.and_then(Value::as_object_mut), value) {
+        (Some(config), Some(value)) if !config.contains_key(key) => {
+            config.insert(key.to_owned(), value).is_none()
+        }
+        _ => false,
+    }
+}
+
+/// Makes `null` at `path` false, as Python takes it, if that is what `cause` complains of. False if it is not.
+pub(super) fn allow_null(config: &mut Value, path: Option<&str>, cause: &str) -> bool {
+    let null = cause.starts_with("invalid type: null, expected a boolean");
+    let value =
+        path.filter(|_| null).and_then(|path| config.pointer_mut(&format!("/{}", path.replace('.', "/"))));
+    match value {
+        Some(value) if value.is_null() => {
+            *value = Value::Bool(false);
+            true
+        }
+        _ => false,
+    }
 }

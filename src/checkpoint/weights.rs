@@ -208,11 +208,12 @@ impl Weights {
 
     /// Settles the account: fails with every weight under this path that nothing asked for, and the
     /// names it may have been meant for. A model's constructor ends with this call, so that each key
-    /// of a checkpoint is used, or dropped by a rule that says why.
+    /// of a checkpoint is used, or dropped by a rule that says why; or it has no elements.
     pub fn finish(&self) -> Result<()> {
         const SUGGESTED: usize = 8;
         let (taken, absent) = (self.root.taken.borrow(), self.root.absent.borrow());
-        let unused: Vec<&TensorInfo> = self.tensors().filter(|tensor| !taken.contains(&tensor.key)).collect();
+        let left = |tensor: &&TensorInfo| !taken.contains(&tensor.key) && !tensor.shape.contains(&0);
+        let unused: Vec<&TensorInfo> = self.tensors().filter(left).collect();
         if unused.is_empty() {
             return Ok(());
         }

@@ -204,3 +204,49 @@ fn quantization_that_mlx_lacks_is_refused() {
     assert!(refusal(r#"{"x.y": {"bits": 1}}"#).contains("`quantization_config.x.y`"));
     assert!(refusal("[]").contains("not an object"));
 }
+
+/// As GLM-4.7 Flash, which is built as DeepSeek-V3 is, and others that transformers or mlx-lm read without these keys.
+#[test]
+fn keys_that_may_be_missing_are_those_of_the_source_of_the_type() {
+    #[derive(Debug, Deserialize)]
+    struct Experts {
+        #[serde(alias = "num_local_experts")]
+        n_routed_experts: Option<i32>,
+        num_key_value_heads: Option<i32>,
+        first_k_dense_replace: Option<i32>,
+        routed_scaling_factor: Option<f32>,
+    }
+    let of = |text: &str| {
+        let experts: Experts = parse(text).args().unwrap();
+        (
+            experts.n_routed_experts,
+            experts.num_key_value_heads,
+            experts.first_k_dense_replace,
+            experts.routed_scaling_factor,
+        )
+    };
+    assert_eq!(of(r#"{"model_type": "glm4_moe_lite"}"#), (Some(64), Some(20), Some(1), Some(1.8)));
+    assert_eq!(of(r#"{"model_type": "deepseek_v3"}"#), (None, Some(128), Some(3), Some(2.5)));
+    assert_eq!(of(r#"{"model_type": "mixtral"}"#), (Some(8), Some(8), None, None));
+    assert_eq!(of(r#"{"model_type": "phimoe"}"#), (Some(16), Some(8), None, None));
+    assert_eq!(of(r#"{"model_type": "bitnet"}"#), (None, Some(5), None, None));
+    // Under its other name it is not missing; and what is null is said.
+    let said = r#"{"model_type": "glm4_moe_lite", "num_local_experts": 3, "mlp_layer_types": [], "num_key_value_heads": null}"#;
+    assert_eq!(of(said), (Some(3), None, None, Some(1.8)));
+}
+
+#[test]
+fn a_flag_that_is_null_is_false() {
+    #[derive(Debug, Deserialize)]
+    struct Flags {
+        norm_topk_prob: bool,
+        #[serde(flatten)]
+        rest: Rest,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Rest {
+        use_bias: bool,
+    }
+    let flags: Flags = parse(r#"{"norm_topk_prob": null, "use_bias": null}"#).args().unwrap();
+    assert!(!flags.norm_topk_prob && !flags.rest.use_bias);
+}

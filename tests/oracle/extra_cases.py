@@ -82,6 +82,16 @@ case("glm4__halves", "pairs half a head apart, no attention biases, one key head
 case("llama4_text__turning", "norms of queries and keys, rotary positions in all layers, tied", base("llama4_text", head_dim=16, intermediate_size_mlp=80, use_qk_norm=True, no_rope_layers=[1, 1, 1], tie_word_embeddings=True))
 case("olmo__ratio", "hidden features by their ratio, interleaved rope, more embeddings than tokens", dict(model_type="olmo", d_model=64, n_layers=2, mlp_hidden_size=None, n_heads=4, vocab_size=290, embedding_size=300, rope_traditional=True, mlp_ratio=3))
 
+# What configs leave out, or say otherwise than as a rule.
+absent = {"n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "n_shared_experts", "first_k_dense_replace", "num_experts_per_tok", "rms_norm_eps", "num_key_value_heads", "topk_method", "scoring_func"}
+flash = cases.CASES["glm4_moe_lite"].config() | dict(num_hidden_layers=2, n_routed_experts=8)
+case("glm4_moe_lite__absent", "what its own class says of the routing, not DeepSeek-V3's", {k: v for k, v in flash.items() if k not in absent}, complete=False)
+hybrid = cases.CASES["bailing_hybrid"].config()
+case("bailing_hybrid__straight", "queries straight from the input", {k: v for k, v in hybrid.items() if k != "q_lora_rank"})
+nemotron = cases.CASES["nemotron_h"].config() | dict(n_shared_experts=0)
+case("nemotron_h__shared", "shared experts that are as wide as other layers, however many", {k: v for k, v in nemotron.items() if k != "moe_shared_expert_intermediate_size"})
+case("deepseek__no_shared", "no shared experts: 0 of them", cases.CASES["deepseek"].config() | dict(n_shared_experts=0))
+
 if __name__ == "__main__":
     for name in known:
         del cases.CASES[name]

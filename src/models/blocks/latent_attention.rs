@@ -33,7 +33,7 @@ pub struct LatentConfig {
 
 impl Default for LatentConfig {
     fn default() -> Self {
-        let (q_lora_rank, kv_lora_rank, v_head_dim) = (Some(1536), 512, 128);
+        let (q_lora_rank, kv_lora_rank, v_head_dim) = (None, 512, 128);
         let (qk_nope_head_dim, qk_rope_head_dim) = (128, 64);
         Self {
             num_attention_heads: 32,

@@ -31,7 +31,7 @@ pub struct Args {
     score_func: Option<Scoring>,
     n_group: Option<i32>,
     topk_group: Option<i32>,
-    sliding_window: i32,
+    sliding_window: Option<i32>,
     #[serde(default)]
     mup_enabled: bool,
     #[serde(flatten)]
@@ -44,11 +44,14 @@ const NORMS: [&str; 4] =
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
+        let slides =
+            self.layer_types.as_ref().is_none_or(|types| types.contains(&LayerType::SlidingAttention));
         self.sizes()
             .checks("afmoe")
             .size("moe_intermediate_size", self.moe_intermediate_size)
             .size("num_shared_experts", self.shared_size().unwrap_or(1))
-            .size("sliding_window", self.sliding_window)
+            .size("sliding_window", self.sliding_window.unwrap_or(1))
+            .that(self.sliding_window.is_some() || !slides, || "`sliding_window` is missing".to_owned())
             .routing(self.experts.get(), &self.routing())
             .layer_types(self.sizes.num_hidden_layers, self.layer_types.as_deref())
             .done()
@@ -101,7 +104,7 @@ fn attention(args: &Args, sizes: &Sizes, layer: usize, w: &Weights) -> Result<Ga
         q_norm: sizes.heads_norm(w, "q_norm", 1)?,
         k_norm: sizes.heads_norm(w, "k_norm", 1)?,
         rope: slides.then(|| Rope::new(sizes.head_dim(), &args.rope, 10_000.0)).transpose()?,
-        window: slides.then_some(args.sliding_window),
+        window: args.sliding_window.filter(|_| slides),
         ..sizes.attention(w)?
     };
     GatedAttention::new(w, attention, "gate_proj", sizes.hidden_size, false, ops::sigmoid)

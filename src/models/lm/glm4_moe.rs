@@ -49,12 +49,10 @@ fn one() -> f32 {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let shared = self.n_shared_experts.unwrap_or(1);
         self.sizes
             .checks("glm4_moe")
             .size("moe_intermediate_size", self.moe_intermediate_size)
-            .size("n_shared_experts", shared)
-            .size("shared experts", self.moe_intermediate_size.saturating_mul(shared))
+            .size("n_shared_experts", self.shared_size().unwrap_or(1))
             .size("sliding_window", self.sliding_window.unwrap_or(1))
             .that(self.moe_layer_freq > 0, || "`moe_layer_freq` is 0".to_owned())
             .routing(self.experts.get(), &self.routing())
@@ -80,6 +78,11 @@ impl Args {
                 if self.is_deepseek() { Scoring::Softmax } else { Scoring::Sigmoid },
             )
         }
+    }
+
+    fn shared_size(&self) -> Option<i32> {
+        let count = self.n_shared_experts.filter(|&count| count != 0)?;
+        Some(self.moe_intermediate_size.saturating_mul(count))
     }
 
     fn has_experts(&self, layer: usize) -> bool {
@@ -137,5 +140,9 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         ..MoeNames::DEEPSEEK
     };
     let moe = Moe::new(w, names, args.routing(), dims, [args.experts.get(), hidden])?;
-    Ok(Box::new(moe.with_shared(w, dims, args.n_shared_experts.map(|count| count * hidden))?))
+    // With none of them, mlx-lm gives DeepSeek MoE one as wide as layers without experts.
+    let full = args.n_shared_experts == Some(0)
+        && w.pp(names.shared).tensors().any(|tensor| !tensor.shape.contains(&0));
+    let hidden = args.shared_size().or(full.then_some(args.sizes.intermediate_size));
+    Ok(Box::new(moe.with_shared(w, dims, hidden)?))
 }

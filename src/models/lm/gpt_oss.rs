@@ -27,7 +27,7 @@ pub struct Args {
     head_dim: i32,
     num_attention_heads: i32,
     num_key_value_heads: i32,
-    sliding_window: i32,
+    sliding_window: Option<i32>,
     /// By default layers 0, 2, 4, ... slide.
     layer_types: Option<Vec<LayerType>>,
     swiglu_alpha: f32,
@@ -49,7 +49,7 @@ impl Default for Args {
             head_dim: 64,
             num_attention_heads: 64,
             num_key_value_heads: 8,
-            sliding_window: 128,
+            sliding_window: Some(128),
             layer_types: None,
             swiglu_alpha: 1.702,
             swiglu_limit: 7.0,
@@ -62,11 +62,14 @@ impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
         let head_dim = Some(self.head_dim);
+        let slides =
+            self.layer_types.as_ref().is_none_or(|types| types.contains(&LayerType::SlidingAttention));
         Checks::new("gpt_oss")
             .size("hidden_size", self.hidden_size)
             .size("intermediate_size", self.intermediate_size)
             .size("vocab_size", self.vocab_size)
-            .size("sliding_window", self.sliding_window)
+            .size("sliding_window", self.sliding_window.unwrap_or(1))
+            .that(self.sliding_window.is_some() || !slides, || "`sliding_window` is missing".to_owned())
             .heads(self.num_attention_heads, self.num_key_value_heads, head_dim, self.hidden_size)
             .routing(self.experts.get(), &self.routing())
             .layer_types(self.num_hidden_layers, self.layer_types.as_deref())
@@ -129,7 +132,7 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
     Ok(Attention {
         sinks: Some(("sinks", w.get_shaped("sinks", &[heads])?)),
         rope: Some(Rope::new(head_dim, &args.rope, 150_000.0)?),
-        window: args.slides(layer).then_some(args.sliding_window),
+        window: args.sliding_window.filter(|_| args.slides(layer)),
         ..Attention::new(w, args.hidden_size, heads, kv_heads, head_dim)?
     })
 }

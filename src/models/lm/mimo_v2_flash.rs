@@ -61,12 +61,11 @@ impl Args {
         let (layers, pattern, moe) =
             (self.num_hidden_layers, self.hybrid_layer_pattern.len(), self.moe_layer_freq.len());
         let [full, swa] = [false, true].map(|sliding| self.sizes(sliding));
-        let shared = self.n_shared_experts.unwrap_or(1);
         Checks::new("mimo_v2_flash")
             .size("hidden_size", self.hidden_size)
             .size("intermediate_size", self.intermediate_size)
             .size("moe_intermediate_size", self.moe_intermediate_size)
-            .size("n_shared_experts", self.moe_intermediate_size.saturating_mul(shared))
+            .size("n_shared_experts", self.shared_size().unwrap_or(1))
             .size("vocab_size", self.vocab_size)
             .size("sliding_window_size", self.sliding_window_size)
             .heads(full[0], full[1], Some(full[2]), self.hidden_size)
@@ -88,6 +87,11 @@ impl Args {
         } else {
             [self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.v_head_dim]
         }
+    }
+
+    fn shared_size(&self) -> Option<i32> {
+        let count = self.n_shared_experts.filter(|&count| count != 0)?;
+        Some(self.moe_intermediate_size.saturating_mul(count))
     }
 
     fn routing(&self) -> Routing {
@@ -157,7 +161,7 @@ fn feed_forward(args: &Args, layer: usize, w: &Weights) -> Result<Box<dyn FeedFo
         return Ok(Box::new(Mlp::new(w, dims, args.intermediate_size, Activation::Silu)?));
     }
     let moe = Moe::new(w, MoeNames::DEEPSEEK, args.routing(), dims, [args.experts.get(), hidden])?;
-    Ok(Box::new(moe.with_shared(w, dims, args.n_shared_experts.map(|count| count * hidden))?))
+    Ok(Box::new(moe.with_shared(w, dims, args.shared_size())?))
 }
 
 /// Attention to values that have a factor.

@@ -29,8 +29,7 @@ pub struct Args {
     conv_kernel: i32,
     n_groups: i32,
     layer_norm_epsilon: f32,
-    #[serde(default = "default_time_step_min")]
-    time_step_min: f32,
+    time_step_min: Option<f32>,
     hybrid_override_pattern: Option<Pattern>,
     layers_block_type: Option<Vec<Part>>,
     layer_types: Option<Vec<Part>>,
@@ -51,10 +50,6 @@ pub struct Args {
 
 fn yes() -> bool {
     true
-}
-
-fn default_time_step_min() -> f32 {
-    0.001
 }
 
 /// What a layer is, as configs name it.
@@ -179,8 +174,8 @@ impl Experts {
         let (dims, latent) = (args.hidden_size, args.moe_latent_size);
         let (count, hidden) = (args.n_routed_experts.unwrap_or(0), args.moe_intermediate_size.unwrap_or(0));
         let experts = w.pp("switch_mlp");
-        let shared = args.n_shared_experts.filter(|&count| count > 0).map(|_| {
-            let hidden = args.moe_shared_expert_intermediate_size.unwrap_or(hidden);
+        let shared = args.n_shared_experts.map(|_| {
+            let hidden = args.moe_shared_expert_intermediate_size.unwrap_or(args.intermediate_size);
             PlainMlp::new(&w.pp("shared_experts"), MLP, dims, hidden, Activation::Relu2)
         });
         Ok(Self {
@@ -230,7 +225,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
             }
             Part::Mamba => {
                 let mixer = Mamba2::new(&at, dims, args.sizes(), args.n_groups, eps)?;
-                Box::new(mixer.with_time_step(Some([args.time_step_min, f32::INFINITY])))
+                Box::new(mixer.with_time_step(Some([args.time_step_min.unwrap_or(0.001), f32::INFINITY])))
             }
             Part::Mlp => {
                 let mlp = PlainMlp::new(&at, MLP, dims, args.intermediate_size, Activation::Relu2)?;
