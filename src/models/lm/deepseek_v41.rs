@@ -164,7 +164,7 @@ pub fn rules(args: &Args) -> Rules {
     let published = names.into_iter().fold(Rules::new(), |rules, (from, to)| rules.rename(from, to));
     let published = published
         .stack_experts("*.mlp.experts", "*.mlp.experts.switch_mlp")
-        .reshape("*.o_a_proj.{} [_, _]", &[args.0.attention.o_groups, -1, 0])
+        .reshape("*.o_a_proj.{} [_, _]", &[args.0.attention.o_groups, args.0.attention.o_lora_rank, -1])
         .rename("*", "model.*")
         .rename("model.head.{}", "lm_head.{}")
         .rename("model.embed.{}", "model.embed_tokens.{}");
@@ -173,7 +173,7 @@ pub fn rules(args: &Args) -> Rules {
         .drop("*.gate.bias_vl", "sends pictures to experts")
         .decode(
             &["*.ffn.experts.{}.{}.weight", "*.ffn.experts.{}.{}.scale"],
-            &to,
+            &to.map(|part| part.replacen('*', "*.ffn.experts.{}.{}", 1)).each_ref().map(String::as_str),
             Encoding::Fp4 { divided: false },
         )
         .decode(&["*.weight", "*.scale"], &to, Encoding::Fp8 { block: [32, 32] })
