@@ -54,19 +54,20 @@ pub fn suits(x: &[f32], digits: u32) -> bool {
     lost * (16u32 << digits) as f32 <= all
 }
 
-/// The sum of what fixed point takes from each number, and the sum of the magnitudes.
+/// The sum of what fixed point takes from each number, and the sum of the magnitudes that may cover it: not of those
+/// near the largest of their part, which may be outliers whose weights are zero.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn loss(x: &[f32]) -> [f32; 2] {
     let mut sums = [[0.0f32; 8]; 2];
     for part in x.chunks(PART) {
         let unit = unit_of(part);
-        let inverse = 1.0 / unit;
+        let (inverse, large) = (1.0 / unit, 8192.0 * unit);
         // Groups have multiples of eight columns.
         for eight in part.as_chunks::<8>().0 {
             for (i, x) in eight.iter().enumerate() {
                 let rounded = round(x * inverse);
                 sums[0][i] += (x - rounded * unit).abs();
-                sums[1][i] += x.abs();
+                sums[1][i] += if x.abs() < large { x.abs() } else { 0.0 };
             }
         }
     }
@@ -480,4 +481,25 @@ pub fn copy_rest(row: &[u8], at: usize, out: &mut [u8; 48]) {
     let rest = &row[at..row.len().min(at + 32)];
     out[..rest.len()].copy_from_slice(rest);
     out[rest.len()..].fill(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outliers_do_not_cover_what_others_lose() {
+        if !crate::kernels::path::Path::Avx2.is_available() {
+            return;
+        }
+        let row = |outlier: f32| {
+            let mut row: Vec<f32> = (0..512).map(|i| 1.0 + (i % 100) as f32 / 128.0).collect();
+            row[7] = outlier;
+            row
+        };
+        assert!(suits(&row(1.0), 8) && suits(&row(2f32.powi(6)), 8));
+        for exponent in 12..60 {
+            assert!(!suits(&row(2f32.powi(exponent)), 8), "2^{exponent}");
+        }
+    }
 }
