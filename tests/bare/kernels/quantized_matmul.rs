@@ -232,6 +232,15 @@ fn many_rows() {
     println!("{paths:?}: many rows");
 }
 
+/// Infinities and NaNs where `exact` has them, and nowhere else.
+fn assert_same_specials(found: &[f32], exact: &[f64], case: &dyn Fn() -> String) {
+    for (y, e) in found.iter().zip(exact) {
+        let alike = y.is_nan() == e.is_nan() && y.is_infinite() == e.is_infinite();
+        let same = alike && (!y.is_infinite() || f64::from(*y) == *e);
+        assert!(same, "{}: {y}, expected {e}", case());
+    }
+}
+
 /// A column whose scale is infinite is infinite, or no number where a code is zero.
 #[test]
 fn infinite_scales_reach_their_columns_only() {
@@ -258,11 +267,7 @@ fn infinite_scales_reach_their_columns_only() {
             let exact = Oracle::new(rows * 5, dtype, terms).exact;
             for &path in &paths {
                 let y = rows_of(&w, path, true, &x, dtype, dtype);
-                for (y, e) in y.iter().zip(&exact) {
-                    let alike = y.is_nan() == e.is_nan() && y.is_infinite() == e.is_infinite();
-                    let same = alike && (!y.is_infinite() || f64::from(*y) == *e);
-                    assert!(same, "{path} {how:?} {dtype:?} {rows} rows: {y}, expected {e}");
-                }
+                assert_same_specials(&y, &exact, &|| format!("{path} {how:?} {dtype:?} {rows} rows"));
             }
         }
     }
@@ -340,11 +345,7 @@ fn infinities_and_nans_go_where_they_belong() {
                 let exact = Oracle::new(rows * 5, dtype, terms).exact;
                 for &path in &paths {
                     let y = rows_of(&w, path, true, &x, dtype, dtype);
-                    for (y, e) in y.iter().zip(&exact) {
-                        let alike = y.is_nan() == e.is_nan() && y.is_infinite() == e.is_infinite();
-                        let same = alike && (!y.is_infinite() || f64::from(*y) == *e);
-                        assert!(same, "{path} {how:?} {dtype:?} {rows} rows: {y}, expected {e}");
-                    }
+                    assert_same_specials(&y, &exact, &|| format!("{path} {how:?} {dtype:?} {rows} rows"));
                 }
             }
         }
