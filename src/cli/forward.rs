@@ -7,6 +7,7 @@ use super::{Outcome, check_interrupt};
 use crate::array::{Array, Dtype};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::kernels::{Path, force};
 use crate::models::{self, LanguageModel, check_tokens, probe};
 use crate::{io, ops};
 
@@ -28,12 +29,23 @@ pub(super) struct Args {
     /// Compute in this floating-point dtype instead of the checkpoint's
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
+    /// Compute with these kernels instead of this machine's fastest: `reference`, which is MLX's own
+    /// operations, `portable`, `avx2`, `avx512` or `amx`
+    #[arg(long, value_name = "PATH")]
+    path: Option<Path>,
     /// Write every stage of the model too, under its name
     #[arg(long)]
     probes: bool,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
+    match args.path {
+        Some(path) => force(path, || compute(args))?,
+        None => compute(args),
+    }
+}
+
+fn compute(args: &Args) -> Outcome {
     let ids = read_ids(&args.inputs)?;
     let model = match args.dtype {
         Some(dtype) => models::load_as(&args.model, dtype)?,

@@ -150,6 +150,15 @@ fn forward_writes_logits_and_stages_in_one_piece_or_several() {
     }
     succeed(&[&args[..], &["--probes"]].concat());
     assert_eq!(load_npz(&outputs).unwrap()["layers.0.mlp"].shape(), [2, 20, 32]);
+    for (path, starts_kernels) in [("reference", false), ("portable", true)] {
+        let args = [&args[..], &["--path", path]].concat();
+        let output =
+            Command::cargo_bin("mlxport").unwrap().args(args).env("RUST_LOG", "info").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr).contains("first use"), starts_kernels);
+        let logits = load_npz(&outputs).unwrap()["logits"].to_vec().unwrap();
+        assert!(error(&logits, &fixture.logits) < LOGITS, "{path}");
+    }
+    fail(&[&args[..], &["--path", "fastest"]].concat(), 2);
     fs::remove_file(&outputs).unwrap();
     fail(&[&args[..], &["--chunks", "5,0"]].concat(), 1);
     fail(&[&args[..], &["--dtype", "int32"]].concat(), 1);
