@@ -24,10 +24,17 @@ const FLAGS: [&str; 11] = [
     "-fno-exceptions",
     "-fno-math-errno",
 ];
-const RUNTIME: &str = include_str!("runtime.cpp");
-const HEADERS: [&str; 5] = [
+const RUNTIME: &str = concat!(
+    include_str!("runtime.cpp"),
+    include_str!("runtime/machine.h"),
+    include_str!("runtime/checks.h"),
+    include_str!("runtime/schedule.h"),
+);
+const HEADERS: [&str; 7] = [
     include_str!("../include/runtime.h"),
     include_str!("../include/metal_host.h"),
+    include_str!("../include/metal_scalar.h"),
+    include_str!("../include/metal_vector.h"),
     include_str!("../include/metal_math.h"),
     include_str!("../include/metal_simd.h"),
     include_str!("../include/metal_sync.h"),

@@ -1,4 +1,4 @@
-//! The loaded library of a kernel. The layouts are those of `runtime.cpp`.
+//! The loaded library of a kernel. The layouts are those of `runtime/machine.h`.
 
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
