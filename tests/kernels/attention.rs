@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::matmul::{LIES, Lies};
 use crate::{FLOATS, assert_maps, assert_repeats, check, differences, fast_paths, laid_out, rounded};
-use support::{Numbers, REDUCTION, assert_close, to_f64};
+use support::{Numbers, REDUCTION, SOLVER, assert_close, to_f64};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Masked {
@@ -240,8 +240,12 @@ impl Case {
 
 /// What affine codes mean, in `f64`.
 fn decoded(x: &Quantized, how: Quantization) -> Vec<f64> {
+    decoded_by(x, how, [&to_f64(&x.scales), &to_f64(x.biases.as_ref().unwrap())])
+}
+
+/// The same with these scales and biases.
+fn decoded_by(x: &Quantized, how: Quantization, [scales, biases]: [&[f64]; 2]) -> Vec<f64> {
     let words = x.weight.to_vec::<u32>().unwrap();
-    let (scales, biases) = (to_f64(&x.scales), to_f64(x.biases.as_ref().unwrap()));
     let bits = how.bits as usize;
     let row = x.weight.dim(-1).unwrap() as usize;
     let dims = row * 32 / bits;
@@ -447,25 +451,48 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
+/// Of queries, sinks, an added mask, and of the scales and biases of keys and values.
 #[test]
-fn quantized_attention_has_the_gradient_of_finite_differences() {
+fn quantized_attention_has_the_gradients_of_finite_differences() {
     let how = Quantization::affine(32, 8);
-    let sizes = Sizes { keys: 5, dims: 32, value_dims: 32, ..SIZES };
-    let case = || Case::new(sizes, Dtype::Float32, Masked::Causal, true, false, 8).quantized(how, false);
-    let expected = differences(&[case().q.1], |values| {
-        let moved = Case { q: (case().q.0, values[0].clone()), ..case() };
-        moved.exact().iter().map(|y| y * y).sum::<f64>()
-    });
-    let case = case();
-    let (_, [k, v]) = case.quantized.as_ref().unwrap();
-    let sinks = Some(&case.sinks.as_ref().unwrap().0);
-    let loss = |q: &Array| {
-        let y = quantized_attention(q, k, v, how, SCALE, Mask::Causal, sinks)?;
-        ops::sum(&ops::square(&y)?, .., false)
-    };
-    for path in fast_paths() {
-        let found = kernels::force(path, || transforms::grad(loss, &case.q.0)).unwrap().unwrap();
-        assert_close(&found, &expected[0], REDUCTION);
+    // With as many keys as dimensions, sums over the one are shaped like those over the other.
+    for (keys, masked) in [(5, Masked::Causal), (32, Masked::AddedOfHead)] {
+        let sizes = Sizes { keys, dims: 32, value_dims: 32, ..SIZES };
+        let case = Case::new(sizes, Dtype::Float32, masked, true, false, 8).quantized(how, false);
+        let (_, [k, v]) = case.quantized.as_ref().unwrap();
+        let parts = [k, v].map(|x| [&x.scales, x.biases.as_ref().unwrap()]).concat();
+        let mask = case.mask.as_ref().map(|(mask, _)| mask);
+        let sinks = &case.sinks.as_ref().unwrap().0;
+        let args: Vec<&Array> = [&case.q.0, sinks].into_iter().chain(parts).chain(mask).collect();
+        let values: Vec<Vec<f64>> = args.iter().copied().map(to_f64).collect();
+        let expected = differences(&values, |values| {
+            let mut moved = Case::new(sizes, Dtype::Float32, masked, true, false, 8);
+            moved.q.1 = values[0].clone();
+            moved.sinks.as_mut().unwrap().1 = values[1].clone();
+            moved.k.1 = decoded_by(k, how, [&values[2], &values[3]]);
+            moved.v.1 = decoded_by(v, how, [&values[4], &values[5]]);
+            if let Some((_, mask)) = &mut moved.mask {
+                *mask = values[6].clone();
+            }
+            moved.exact().iter().map(|y| y * y).sum::<f64>()
+        });
+        let loss = |args: &[Array]| {
+            let [q, sinks, parts @ ..] = args else { unreachable!() };
+            let coded = |x: &Quantized, at: usize| Quantized {
+                weight: x.weight.clone(),
+                scales: parts[at].clone(),
+                biases: Some(parts[at + 1].clone()),
+            };
+            let mask = parts.get(4).map_or(case.mask(), Mask::Array);
+            let y = quantized_attention(q, &coded(k, 0), &coded(v, 2), how, SCALE, mask, Some(sinks))?;
+            ops::sum(&ops::square(&y)?, .., false)
+        };
+        for path in fast_paths() {
+            let found = kernels::force(path, || transforms::value_and_grad(loss, args.iter().copied()));
+            for (found, expected) in found.unwrap().unwrap().1.iter().zip(&expected) {
+                assert_close(found, expected, SOLVER);
+            }
+        }
     }
 }
 

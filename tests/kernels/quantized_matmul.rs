@@ -1,6 +1,8 @@
 //! `quantized_matmul` against an oracle in `f64` that decodes the weights by itself.
 
+mod gradients;
 mod together;
+mod values;
 
 use mlxport::kernels::{self, Path};
 use mlxport::nn::Weight;
@@ -170,17 +172,6 @@ proptest! {
         let of = |n| Case::new(how, [x_dtype, scale_dtype], &x_shape, n, groups, seed, unit_values);
         of(n).check(Some(&of(64)))?;
     }
-
-    #[test]
-    fn large_and_tiny_values_are_no_exception(
-        how in prop::sample::select(quantizations()),
-        exponent in prop::sample::select(vec![-140, -126, -100, -61, -59, 60, 100, 120]),
-        rows in 1..6i32,
-        seed: u64,
-    ) {
-        let value = |random: &mut Numbers| unit_values(random) * 2f64.powi(exponent);
-        Case::new(how, [Dtype::Float32; 2], &[rows], 65, 3, seed, value).check(None)?;
-    }
 }
 
 /// Three matrices of the same kind, and batches of `x` for them.
@@ -283,48 +274,6 @@ fn every_quantization_is_computed_for_long_rows() {
 }
 
 #[test]
-fn the_largest_numbers_fit_in_fixed_point() {
-    for how in quantizations() {
-        for (dtype, most) in [(Dtype::Bfloat16, 255.0 / 128.0), (Dtype::Float16, 2047.0 / 1024.0)] {
-            let value = |random: &mut Numbers| if random.below(2) == 0 { most } else { -most };
-            for rows in [1, 2] {
-                Case::new(how, [dtype; 2], &[rows], 65, 4, 7, value).check(None).unwrap();
-            }
-        }
-    }
-}
-
-#[test]
-fn positive_activations_lose_nothing_to_the_bias() {
-    for (i, how) in quantizations().into_iter().enumerate() {
-        let positive = |random: &mut Numbers| unit_values(random).abs() + 0.5;
-        Case::new(how, [Dtype::Float32; 2], &[2], 9, 24, i as u64, positive).check(None).unwrap();
-    }
-}
-
-#[test]
-fn infinities_and_nans_go_where_they_belong() {
-    for how in quantizations() {
-        for special in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
-            let mut count = 0;
-            let value = |random: &mut Numbers| {
-                count += 1;
-                if count == 40 { special } else { unit_values(random) }
-            };
-            // The special value is in the first of three rows.
-            let case = Case::new(how, [Dtype::Float32; 2], &[3], 5, 2 * 128 / how.group_size, 7, value);
-            let exact = case.exact();
-            for path in fast_paths() {
-                for (y, e) in to_f64(&case.on(path)).iter().zip(&exact) {
-                    let same_kind = y.is_nan() == e.is_nan() && (y.is_infinite() == e.is_infinite());
-                    assert!(same_kind && (!y.is_infinite() || y == e), "{path} {how:?}: {y}, expected {e}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn results_repeat_and_do_not_depend_on_the_threads() {
     let before = kernels::threads();
     let how = Quantization::affine(64, 4);
@@ -389,71 +338,6 @@ fn operands_may_be_strided() {
 }
 
 #[test]
-fn the_gradient_is_that_of_the_product() {
-    for (i, how) in quantizations().into_iter().enumerate() {
-        for transpose in [true, false] {
-            let all = Several::new(how, Dtype::Float32, transpose, 13, 2, i as u64);
-            let [k, n] = all.sizes();
-            let numbers = &mut Numbers(i as u64);
-            let [(x, _), (weight, weights)] = [k, n].map(|size| numbers.array(&[3, 2, size]));
-            let turned = Several { transpose: !transpose, ..all };
-            let one = &turned.cases[0];
-            let exact = turned.exact(&weights, 0);
-            let loss = |x: &Array| {
-                let y = ops::quantized_matmul(x, &one.w, &one.scales, one.biases.as_ref(), transpose, how)?;
-                ops::sum(&(y * &weight)?, .., false)
-            };
-            let gradient = || transforms::grad(loss, &x);
-            check(&exact, turned.scale(), gradient, gradient).unwrap();
-
-            // Matrices picked by two indices; the first is picked twice.
-            let (lhs, rhs) = ([2u32, 0, 2], [1u32, 1, 0]);
-            let [left, right] = [lhs, rhs].map(|i| Array::from_slice(&i, &[3]).unwrap());
-            let mut expected = vec![0.0; 3 * 2 * k as usize];
-            let rows = weights.chunks_exact(2 * n as usize).zip(expected_places(&lhs, 2 * k as usize));
-            for ((dy, place), matrix) in rows.zip(rhs) {
-                let dx = turned.exact(dy, matrix as usize);
-                expected[place].iter_mut().zip(dx).for_each(|(all, dx)| *all += dx);
-            }
-            let (w, scales, biases) = (&turned.w, &turned.scales, turned.biases.as_ref());
-            let loss = |x: &Array| {
-                let (left, right) = (Some(&left), Some(&right));
-                let y = ops::gather_qmm(x, w, scales, biases, left, right, transpose, how, false)?;
-                ops::sum(&(y * &weight)?, .., false)
-            };
-            let gradient = || transforms::grad(loss, &x);
-            check(&expected, turned.scale(), gradient, gradient).unwrap();
-        }
-    }
-}
-
-/// Where in `x` each picked matrix is, of `size` numbers.
-fn expected_places(picked: &[u32], size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    picked.iter().map(move |&i| i as usize * size..(i as usize + 1) * size)
-}
-
-#[test]
-fn gradients_of_scales_and_biases_are_the_reference_s() {
-    let how = Quantization::affine(32, 4);
-    let case = Case::new(how, [Dtype::Float32; 2], &[3], 5, 2, 4, unit_values);
-    let biases = case.biases.as_ref().unwrap();
-    let loss = |args: &[Array]| {
-        let y = ops::quantized_matmul(&case.x, &case.w, &args[0], Some(&args[1]), true, how)?;
-        ops::sum(&ops::square(&y)?, .., false)
-    };
-    let gradients = |path| {
-        let found = kernels::force(path, || transforms::value_and_grad(loss, [&case.scales, biases]));
-        found.unwrap().unwrap().1
-    };
-    let expected = gradients(Path::Reference);
-    for path in fast_paths() {
-        for (found, expected) in gradients(path).iter().zip(&expected) {
-            support::assert_close(found, &to_f64(expected), support::REDUCTION);
-        }
-    }
-}
-
-#[test]
 fn rows_are_looked_up() {
     for (i, how) in quantizations().into_iter().enumerate() {
         for dtype in FLOATS {
@@ -497,55 +381,6 @@ fn a_path_is_pinned_for_a_scope() {
     for path in Path::ALL {
         assert_eq!(path.name().parse::<Path>().unwrap(), path);
         assert_eq!(kernels::force(path, || ()).is_ok(), path.is_available());
-    }
-}
-
-/// Weights are zero where the large numbers are, so nothing of the result covers what those beside them lose.
-#[test]
-fn outliers_take_nothing_from_the_numbers_beside_them() {
-    const OUTLIERS: usize = 300;
-    for (i, how) in quantizations().into_iter().enumerate() {
-        for dtype in [Dtype::Float16, Dtype::Bfloat16] {
-            for exponent in [3, 8, 13, 15] {
-                let is_outlier = |column: usize| column % OUTLIERS == 7;
-                let (rows, k) = (9, 768);
-                let mut at = 0;
-                let value = |random: &mut Numbers| {
-                    let fine = (random.bits() >> 11) as f64 / 2f64.powi(52) - 1.0;
-                    at += 1;
-                    if is_outlier((at - 1) % k) { 2f64.powi(exponent) } else { fine }
-                };
-                // Rows of each kind: in fixed point or not, of unpacked codes or not.
-                let count = [2, 5, 14][(i + exponent as usize) % 3];
-                let mut case =
-                    Case::new(how, [dtype; 2], &[count], rows, k as i32 / how.group_size, i as u64, value);
-                case.set_zero(is_outlier);
-                case.check(None).unwrap();
-            }
-        }
-    }
-}
-
-impl Case {
-    /// Makes these columns of the weights zero: their codes, and for affine ones all biases.
-    fn set_zero(&mut self, zero: impl Fn(usize) -> bool) {
-        let mut words = self.w.to_vec::<u32>().unwrap();
-        let (bits, columns) = (self.how.bits as usize, self.x.shape()[1] as usize);
-        let width = columns * bits / 32;
-        for (row, words) in words.chunks_exact_mut(width).enumerate() {
-            let group = |column: usize| (row * columns + column) / self.how.group_size as usize;
-            let biases = self.biases.as_ref().map(to_f64);
-            for (column, value) in self.decoded[row * columns..][..columns].iter_mut().enumerate() {
-                *value -= biases.as_ref().map_or(0.0, |biases| biases[group(column)]);
-                if zero(column) {
-                    *value = 0.0;
-                    (column * bits..(column + 1) * bits)
-                        .for_each(|bit| words[bit / 32] &= !(1 << (bit % 32)));
-                }
-            }
-        }
-        self.w = Array::from_slice(&words, self.w.shape()).unwrap();
-        self.biases = self.biases.as_ref().map(|biases| ops::zeros_like(biases).unwrap());
     }
 }
 

@@ -5,7 +5,7 @@ use mlxport::{Array, Dtype, fast, kernels, ops, transforms};
 use proptest::prelude::*;
 
 use crate::{FLOATS, assert_maps, assert_repeats, check, differences, fast_paths, rounded};
-use support::{Numbers, REDUCTION, difference, epsilon, to_f64};
+use support::{Numbers, REDUCTION, SOLVER, difference, epsilon, to_f64};
 
 fn random(numbers: &mut Numbers, shape: &[i32], dtype: Dtype, scale: f64) -> (Array, Vec<f64>) {
     let count = shape.iter().map(|&d| d as usize).product();
@@ -507,6 +507,110 @@ fn gradients_are_those_of_finite_differences() {
                 let found = to_f64(found);
                 let wrong = difference(&found, expected, f64::from(f32::EPSILON), REDUCTION);
                 assert!(wrong.is_none(), "{name} on {path}: {wrong:?}");
+            }
+        }
+    }
+}
+
+/// Of two rows, at positions 3 and 4 where they turn.
+#[test]
+fn every_input_has_its_gradient() {
+    type Kernel = fn(&[Array]) -> mlxport::Result<Vec<Array>>;
+    type Exact = fn(&[&[f64]], usize) -> Vec<f64>;
+    const ONES: [f64; 8] = [1.0; 8];
+    fn centred(x: &[f64]) -> Vec<f64> {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        x.iter().map(|x| x - mean).collect()
+    }
+    fn sum(x: &[f64], y: &[f64]) -> Vec<f64> {
+        x.iter().zip(y).map(|(x, y)| x + y).collect()
+    }
+    /// The first six of a row, by periods.
+    fn turned(x: &[f64], periods: &[f64], row: usize) -> Vec<f64> {
+        let mut y = x.to_vec();
+        for (i, period) in periods.iter().enumerate() {
+            let (sin, cos) = ((3 + row) as f64 / period).sin_cos();
+            (y[i], y[i + 3]) = (x[i] * cos - x[i + 3] * sin, x[i] * sin + x[i + 3] * cos);
+        }
+        y
+    }
+    // Shapes of what comes after `x`, the kernel, and what a row becomes: `x` and what is shaped like it come as
+    // rows.
+    let kernels: [(&str, &[&[i32]], Kernel, Exact); 8] = [
+        ("rms_norm", &[], |a| Ok(vec![fast::rms_norm(&a[0], None, 1e-5)?]), |a, _| normed(a[0], &ONES)),
+        (
+            "layer_norm",
+            &[],
+            |a| Ok(vec![fast::layer_norm(&a[0], None, None, 1e-5)?]),
+            |a, _| normed(&centred(a[0]), &ONES),
+        ),
+        (
+            "layer_norm by a weight",
+            &[&[8]],
+            |a| Ok(vec![fast::layer_norm(&a[0], Some(&a[1]), None, 1e-5)?]),
+            |a, _| normed(&centred(a[0]), a[1]),
+        ),
+        (
+            "layer_norm with a bias",
+            &[&[8]],
+            |a| Ok(vec![fast::layer_norm(&a[0], None, Some(&a[1]), 1e-5)?]),
+            |a, _| sum(&normed(&centred(a[0]), &ONES), a[1]),
+        ),
+        (
+            "layer_norm by a weight with a bias",
+            &[&[8], &[8]],
+            |a| Ok(vec![fast::layer_norm(&a[0], Some(&a[1]), Some(&a[2]), 1e-5)?]),
+            |a, _| sum(&normed(&centred(a[0]), a[1]), a[2]),
+        ),
+        (
+            "add_rms_norm",
+            &[&[1, 2, 8], &[8]],
+            |a| Ok(fast::add_rms_norm(&a[0], &a[1], &a[2], 1e-5)?.to_vec()),
+            |a, _| {
+                let sum = sum(a[0], a[1]);
+                [normed(&sum, a[2]), sum].concat()
+            },
+        ),
+        (
+            "rope by periods",
+            &[&[3]],
+            |a| Ok(vec![fast::rope(&a[0], 6, false, &a[1], 1.0, 3)?]),
+            |a, row| turned(a[0], a[1], row),
+        ),
+        (
+            "rms_norm_rope by periods",
+            &[&[8], &[3]],
+            |a| Ok(vec![fast::rms_norm_rope(&a[0], &a[1], 1e-5, 6, false, &a[2], 1.0, 3)?]),
+            |a, row| turned(&normed(a[0], a[1]), a[2], row),
+        ),
+    ];
+    for (name, shapes, f, exact) in kernels {
+        let mut numbers = Numbers(7);
+        let mut draw = |shape: &[i32]| {
+            let (x, _) = random(&mut numbers, shape, Dtype::Float32, 1.0);
+            // No period is near zero.
+            let x = if shape == [3] { (ops::square(&x).unwrap() + 1.0).unwrap() } else { x };
+            let values = to_f64(&x);
+            (x, values)
+        };
+        let (args, values): (Vec<_>, Vec<_>) =
+            std::iter::once(&[1, 2, 8][..]).chain(shapes.iter().copied()).map(&mut draw).unzip();
+        let expected = differences(&values, |values| {
+            let row = |i: usize| {
+                let of = |x: &'_ Vec<f64>| if x.len() == 16 { i * 8..i * 8 + 8 } else { 0..x.len() };
+                exact(&values.iter().map(|x| &x[of(x)]).collect::<Vec<_>>(), i)
+            };
+            [row(0), row(1)].concat().iter().map(|y| y.powi(3)).sum::<f64>()
+        });
+        let loss = |args: &[Array]| {
+            let cubes = |y: &Array| ops::sum(&(ops::square(y)? * y)?, .., false);
+            f(args)?.iter().map(cubes).reduce(|sum, next| sum? + next?).unwrap()
+        };
+        for path in fast_paths() {
+            let grads = kernels::force(path, || transforms::value_and_grad(loss, &args)).unwrap().unwrap().1;
+            for (i, (found, expected)) in grads.iter().zip(&expected).enumerate() {
+                let wrong = difference(&to_f64(found), expected, f64::from(f32::EPSILON), SOLVER);
+                assert!(wrong.is_none(), "{name} on {path}, input {i}: {wrong:?}");
             }
         }
     }

@@ -259,6 +259,36 @@ fn the_gradient_of_a_sum_of_exponentials_is_the_softmax() {
     }
 }
 
+/// What is kept is passed on as it is, the rest not at all: the gradient of the logarithm of the sum of what is kept is
+/// its softmax.
+#[test]
+fn what_is_kept_has_a_gradient() {
+    let (x, values) = logprobs(&[2, 70], Dtype::Float32, Lies::RowMajor, 3.0, 3);
+    let (weights, factors) = (f32_array(&[1.0, -2.5], &[2]), [1.0, -2.5]);
+    for (top_k, top_p) in [(5, 1.0), (0, 0.7)] {
+        let sampling = Sampling { temperature: 1.0, top_k, top_p, ..Sampling::default() };
+        let kept = |x: &Array| Sampler::new(sampling.clone())?.filter(x);
+        let sum = |x: &Array| ops::sum(&(ops::logsumexp(&kept(x)?, -1, false)? * &weights)?, .., false);
+        let mut expected = Vec::new();
+        for (row, factor) in values.chunks(70).zip(factors) {
+            let all: f64 = row.iter().map(|x| x.exp()).sum();
+            let (mut before, mut count, order) = (0.0, 0, order(row));
+            while count < 70
+                && if top_k > 0 { count < top_k as usize } else { before < f64::from(top_p) * all }
+            {
+                before += row[order[count]].exp();
+                count += 1;
+            }
+            let is_kept = |at: usize| order[..count].contains(&at);
+            expected
+                .extend((0..70).map(|at| if is_kept(at) { factor * row[at].exp() / before } else { 0.0 }));
+        }
+        for path in fast_paths() {
+            assert_close(&on(path, || transforms::grad(sum, &x)), &expected, SOLVER);
+        }
+    }
+}
+
 #[test]
 fn results_repeat_and_do_not_depend_on_the_threads() {
     let (x, _) = logprobs(&[5, 20_000], Dtype::Bfloat16, Lies::Strided, 3.0, 3);

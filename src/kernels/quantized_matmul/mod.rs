@@ -26,6 +26,7 @@ use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
 use crate::ops::{self, Quantization, QuantizationMode};
+use crate::transforms;
 
 /// `x @ dequantize(w)`, or with `transpose` `x @ dequantize(w).T`; MLX's own operation where it is not a case
 /// for the kernel, errors included.
@@ -150,6 +151,51 @@ pub(super) fn product_of_ternary(
     QuantizedMatmul { how, path, transpose: true, picked: false }.rows(w, x, &all, out)
 }
 
+impl QuantizedMatmul {
+    /// The product of the cotangent with the same weights, turned.
+    fn gradient_of_x(&self, inputs: &[Array], dy: &Array) -> Result<Array> {
+        let [x, w, scales, rest @ ..] = inputs else {
+            return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
+        };
+        let (biases, indices) = self.split(rest);
+        let (biases, turned, how) = (biases.first(), !self.transpose, self.how);
+        let ([left, right], &[ref batch @ .., m, k]) = (indices, x.shape()) else {
+            return quantized_matmul(dy, w, scales, biases, turned, how);
+        };
+        let picked = gather_qmm(dy, w, scales, biases, None, Some(right), turned, how, false)?;
+        // A matrix that was picked several times gets the sum.
+        let row = m.checked_mul(k).ok_or_else(|| Error::argument(NAME, "matrices are too large"))?;
+        let (picked, left) = (ops::reshape(&picked, &[-1, row])?, ops::reshape(left, &[-1, 1])?);
+        let left = ops::broadcast_to(&left, picked.shape())?;
+        let none = ops::zeros(&[batch.iter().product(), row], picked.dtype())?;
+        ops::reshape(&ops::scatter_add_axis(&none, &left, &picked, 0)?, x.shape())
+    }
+
+    /// The gradients of scales and biases, as `argnums` has them, through the decoded weights: what MLX has for
+    /// picked matrices that are not transposed are other sums.
+    fn gradients_of_parts(&self, inputs: &[Array], dy: &Array, argnums: &[i32]) -> Result<Vec<Array>> {
+        let vars: Vec<&Array> = argnums.iter().map(|&i| &inputs[i as usize]).collect();
+        if vars.is_empty() {
+            return Ok(Vec::new());
+        }
+        let product = |vars: &[Array]| {
+            let mut all = inputs.to_vec();
+            argnums.iter().zip(vars).for_each(|(&i, var)| all[i as usize] = var.clone());
+            let [x, w, scales, biases, indices @ ..] = &all[..] else {
+                return Err(Error::argument(NAME, format!("{} inputs", all.len())));
+            };
+            let w = reference::decoded(w, [scales, biases], self.how)?;
+            let w = if self.transpose { ops::swapaxes(&w, -1, -2)? } else { w };
+            let y = match indices {
+                [lhs, rhs] => ops::gather_mm(x, &w, Some(lhs), Some(rhs), false)?,
+                _ => ops::matmul(x, &w)?,
+            };
+            Ok([ops::astype(&y, dy.dtype())?])
+        };
+        Ok(transforms::vjp(product, vars, [dy])?.1)
+    }
+}
+
 impl CustomKernel for QuantizedMatmul {
     fn name(&self) -> &str {
         NAME
@@ -196,24 +242,23 @@ impl CustomKernel for QuantizedMatmul {
         y.map(|y| vec![y])
     }
 
-    /// Of `x`: the product of the cotangent with the same weights, turned.
+    /// Of `x`, of scales and of biases.
     fn vjp(&self, inputs: &[Array], cotangents: &[Array], argnums: &[i32]) -> Result<Option<Vec<Array>>> {
-        let ([x, w, scales, rest @ ..], [dy], [0]) = (inputs, cotangents, argnums) else { return Ok(None) };
-        let (biases, indices) = self.split(rest);
-        let (biases, turned, how) = (biases.first(), !self.transpose, self.how);
-        let dx = force(self.path, || match (indices, x.shape()) {
-            ([left, right], &[ref batch @ .., m, k]) => {
-                let picked = gather_qmm(dy, w, scales, biases, None, Some(right), turned, how, false)?;
-                // A matrix that was picked several times gets the sum.
-                let row = m.checked_mul(k).ok_or_else(|| Error::argument(NAME, "matrices are too large"))?;
-                let (picked, left) = (ops::reshape(&picked, &[-1, row])?, ops::reshape(left, &[-1, 1])?);
-                let left = ops::broadcast_to(&left, picked.shape())?;
-                let none = ops::zeros(&[batch.iter().product(), row], picked.dtype())?;
-                ops::reshape(&ops::scatter_add_axis(&none, &left, &picked, 0)?, x.shape())
-            }
-            _ => quantized_matmul(dy, w, scales, biases, turned, how),
+        let ([x, w, ..], [dy]) = (inputs, cotangents) else { return Ok(None) };
+        let has_parts = self.how.mode == QuantizationMode::Affine && w.size() > 0;
+        if !argnums.iter().all(|&i| i == 0 || has_parts && matches!(i, 2 | 3)) {
+            return Ok(None);
+        }
+        let parts: Vec<i32> = argnums.iter().copied().filter(|&i| i > 0).collect();
+        let gradients = force(self.path, || {
+            let mut of_parts = self.gradients_of_parts(inputs, dy, &parts)?.into_iter();
+            let of = |&i: &i32| match i {
+                0 => ops::astype(&self.gradient_of_x(inputs, dy)?, x.dtype()),
+                _ => of_parts.next().ok_or_else(|| Error::argument(NAME, "too few gradients")),
+            };
+            argnums.iter().map(of).collect::<Result<Vec<_>>>()
         })??;
-        Ok(Some(vec![ops::astype(&dx, x.dtype())?]))
+        Ok(Some(gradients))
     }
 
     /// MLX has none for its own operation.

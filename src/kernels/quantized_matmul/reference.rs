@@ -1,6 +1,6 @@
 //! MLX's own operation.
 
-use crate::array::Array;
+use crate::array::{Array, Dtype};
 use crate::error::Result;
 use crate::ffi::op;
 use crate::ops::{self, Quantization};
@@ -17,6 +17,15 @@ pub(super) fn quantized_matmul(
     let y = op!(mlx_quantized_matmul(x, w, scales, biases, transpose, group_size, bits, mode))?;
     // MLX would divide by the size of each dimension.
     if x.size() == 0 || w.size() == 0 { ops::zeros(y.shape(), y.dtype()) } else { Ok(y) }
+}
+
+/// The matrix behind affine codes, not empty, in operations that have a gradient by scales and biases.
+pub(super) fn decoded(w: &Array, [scales, biases]: [&Array; 2], how: Quantization) -> Result<Array> {
+    let one = ops::ones(scales.shape(), Dtype::Float32)?;
+    let codes = ops::dequantize(w, &one, Some(&ops::zeros_like(&one)?), how, None, None)?;
+    let codes = ops::unflatten(&codes, -1, &[-1, how.group_size])?;
+    let weights = (codes * ops::expand_dims(scales, -1)?)? + ops::expand_dims(biases, -1)?;
+    ops::flatten(&weights?, -2, -1)
 }
 
 pub(super) fn quantized_rows(

@@ -82,16 +82,27 @@ impl CustomKernel for Together {
         Ok(self.each(inputs, |_, inputs| self.single.reference(inputs))?.concat())
     }
 
-    /// Of `x`: the sum over the matrices.
+    /// Of `x`: the sum over the matrices. Of scales and biases: what their own product gives.
     fn vjp(&self, inputs: &[Array], cotangents: &[Array], argnums: &[i32]) -> Result<Option<Vec<Array>>> {
-        let gradients = self.each(inputs, |i, inputs| {
-            self.single
-                .vjp(inputs, &cotangents[i..=i], argnums)
-                .map(|gradient| gradient.map(|all| all[0].clone()))
+        let parts = inputs.len().saturating_sub(1) / self.count;
+        let mut gradients = vec![None; inputs.len()];
+        self.each(inputs, |i, inputs| {
+            let place = |own: usize| if own == 0 { 0 } else { i * parts + own };
+            let own: Vec<i32> = (0..=parts)
+                .filter(|&own| argnums.contains(&(place(own) as i32)))
+                .map(|own| own as i32)
+                .collect();
+            let found = self.single.vjp(inputs, &cotangents[i..=i], &own)?.unwrap_or_default();
+            for (own, gradient) in own.into_iter().zip(found) {
+                let sum = &mut gradients[place(own as usize)];
+                *sum = Some(match sum.take() {
+                    Some(before) => (&before + gradient)?,
+                    None => gradient,
+                });
+            }
+            Ok(())
         })?;
-        let Some(gradients) = gradients.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
-        let sum = gradients.into_iter().map(Ok).reduce(|sum, next| &sum? + next?);
-        sum.map(|sum| sum.map(|sum| vec![sum])).transpose()
+        Ok(argnums.iter().map(|&i| gradients[i as usize].take()).collect())
     }
 
     fn vmap(&self, inputs: &[Array], axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {

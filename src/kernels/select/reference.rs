@@ -20,7 +20,7 @@ pub(super) fn top(x: &Array, count: i32) -> Result<Array> {
 }
 
 pub(super) fn keep_top_p(logprobs: &Array, top_p: f32) -> Result<Array> {
-    let sorted = ops::sort(logprobs, -1)?;
+    let sorted = ops::sort(&ops::stop_gradient(logprobs)?, -1)?;
     let probs = ops::exp(&ops::astype(&sorted, Dtype::Float32)?)?;
     let above = ops::cumsum(&probs, -1, true, false)?;
     let total = ops::sum(&probs, -1, true)?;
@@ -31,7 +31,7 @@ pub(super) fn keep_top_p(logprobs: &Array, top_p: f32) -> Result<Array> {
 }
 
 pub(super) fn keep_top_k(logprobs: &Array, top_k: i32) -> Result<Array> {
-    let order = ops::argpartition(&(-logprobs)?, top_k - 1, -1)?;
+    let order = ops::argpartition(&(-ops::stop_gradient(logprobs)?)?, top_k - 1, -1)?;
     let rest = ops::split(&order, [top_k], -1)?.swap_remove(1);
     let none = ops::full(&[1], f32::NEG_INFINITY, logprobs.dtype())?;
     ops::put_along_axis(logprobs, &rest, &none, -1)

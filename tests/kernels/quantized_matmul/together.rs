@@ -2,6 +2,7 @@
 
 use mlxport::nn::Linear;
 
+use super::gradients::{Exact, codes};
 use super::*;
 
 /// Matrices of `ns` rows that meet the same `x`.
@@ -13,8 +14,20 @@ fn cases(
     groups: i32,
     seed: u64,
 ) -> Vec<Case> {
-    let of =
-        |(i, &n): (usize, &i32)| Case::new(how, dtypes, x_shape, n, groups, seed + i as u64, unit_values);
+    cases_by(how, dtypes, x_shape, ns, groups, seed, unit_values)
+}
+
+/// The same, with `x` of other values.
+fn cases_by(
+    how: Quantization,
+    dtypes: [Dtype; 2],
+    x_shape: &[i32],
+    ns: &[i32],
+    groups: i32,
+    seed: u64,
+    value: impl FnMut(&mut Numbers) -> f64 + Copy,
+) -> Vec<Case> {
+    let of = |(i, &n): (usize, &i32)| Case::new(how, dtypes, x_shape, n, groups, seed + i as u64, value);
     let mut cases: Vec<Case> = ns.iter().enumerate().map(of).collect();
     let (x, x_values) = (cases[0].x.clone(), cases[0].x_values.clone());
     for case in &mut cases[1..] {
@@ -41,11 +54,14 @@ proptest! {
         ]),
         ns in prop::collection::vec(prop::sample::select(vec![0, 1, 2, 4, 7, 13, 300]), 1..5),
         groups in 0..10i32,
+        exponent in prop::sample::select(vec![0, 0, 0, -100, 100]),
         seed in 0..u64::MAX / 2,
     ) {
         let dtypes = [x_dtype, scale_dtype];
-        let cases = cases(how, dtypes, &x_shape, &ns, groups, seed);
-        let alike = Case::new(how, dtypes, &x_shape, 64, groups, seed, unit_values);
+        let exponent = if x_dtype == Dtype::Float16 { 0 } else { exponent };
+        let value = |random: &mut Numbers| unit_values(random) * 2f64.powi(exponent);
+        let cases = cases_by(how, dtypes, &x_shape, &ns, groups, seed, value);
+        let alike = Case::new(how, dtypes, &x_shape, 64, groups, seed, value);
         for (i, case) in cases.iter().enumerate() {
             let on = |path| {
                 let all = kernels::force(path, || products(&case.x, &cases)).unwrap().unwrap();
@@ -62,6 +78,21 @@ proptest! {
 fn they_repeat_and_do_not_depend_on_the_threads() {
     let cases = cases(Quantization::affine(64, 4), [Dtype::Bfloat16; 2], &[1], &[1001, 3, 600], 16, 1);
     assert_repeats(|| products(&cases[0].x, &cases));
+}
+
+#[test]
+fn scales_may_have_several_dtypes() {
+    let how = Quantization::affine(32, 4);
+    let of = |scales, seed| Case::new(how, [Dtype::Bfloat16, scales], &[2], 5, 2, seed, unit_values);
+    let mut cases: Vec<Case> = (1..).zip(FLOATS).map(|(seed, dtype)| of(dtype, seed)).collect();
+    let x = cases[0].x.clone();
+    cases.iter_mut().for_each(|case| case.x = x.clone());
+    for path in fast_paths() {
+        let all = kernels::force(path, || products(&x, &cases)).unwrap().unwrap();
+        for (y, case) in all.iter().zip(&cases) {
+            assert_eq!((y.dtype(), bits(y)), (case.on(path).dtype(), bits(&case.on(path))), "{path}");
+        }
+    }
 }
 
 #[test]
@@ -98,18 +129,46 @@ fn gradients_add_up() {
         };
         let gradient = || transforms::grad(|x| loss(products(x, &cases)?), &cases[0].x);
         check(&expected, scale, gradient, gradient).unwrap();
-        // Of the scales of one matrix, which is left to the reference.
-        if how.mode == QuantizationMode::Affine {
-            let of_scales = |scales: &Array| {
-                let [one, two] = [&cases[0], &cases[1]];
-                let parts =
-                    [(&one.w, &one.scales, one.biases.as_ref()), (&two.w, scales, two.biases.as_ref())];
-                loss(ops::quantized_matmuls(&one.x, &parts, how)?)
-            };
-            let gradient = || transforms::grad(of_scales, &cases[1].scales);
-            let expected = to_f64(&kernels::force(Path::Reference, gradient).unwrap().unwrap());
-            check(&expected, 1.0, gradient, gradient).unwrap();
+    }
+}
+
+/// Of all that has a gradient, and of the scales of one matrix.
+#[test]
+fn gradients_are_differences() {
+    let how = Quantization::affine(32, 4);
+    let cases = cases(how, [Dtype::Float32; 2], &[3], &[4, 2], 2, 5);
+    let [one, two] = [&cases[0], &cases[1]];
+    let parts = [one, two].map(|case| [&case.scales, case.biases.as_ref().unwrap()]).concat();
+    let inputs = [&one.x].into_iter().chain(parts).collect::<Vec<_>>();
+    let expected = crate::differences(&inputs.iter().copied().map(to_f64).collect::<Vec<_>>(), |values| {
+        let product = |i: usize, n: usize| {
+            let codes = &codes(&cases[i].w, how.bits);
+            let exact =
+                Exact { codes, group: 32, sizes: [n, 64], transpose: true, rows: 3, picks: &[[0, 0]] };
+            let y = exact.products(&values[0], &values[1 + 2 * i], &values[2 + 2 * i]);
+            y.iter().map(|y| y * y).sum::<f64>()
+        };
+        product(0, 4) + 3.0 * product(1, 2)
+    });
+    let loss = |args: &[Array]| {
+        let parts = [(&one.w, &args[1], Some(&args[2])), (&two.w, &args[3], Some(&args[4]))];
+        let all = ops::quantized_matmuls(&args[0], &parts, how)?;
+        let sum = |y: &Array| ops::sum(&ops::square(y)?, .., false);
+        sum(&all[0])? + (sum(&all[1])? * 3.0)?
+    };
+    let of_scales = |scales: &Array| {
+        let mut args: Vec<Array> = inputs.iter().copied().cloned().collect();
+        args[3] = scales.clone();
+        loss(&args)
+    };
+    for path in fast_paths() {
+        let on = || transforms::value_and_grad(loss, inputs.iter().copied());
+        let all = kernels::force(path, on).unwrap().unwrap().1;
+        for (found, expected) in all.iter().zip(&expected) {
+            support::assert_close(found, expected, support::SOLVER);
         }
+        let alone = kernels::force(path, || transforms::grad(of_scales, &two.scales)).unwrap().unwrap();
+        assert_eq!(bits(&alone), bits(&all[3]), "{path}");
     }
 }
 
