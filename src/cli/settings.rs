@@ -156,7 +156,8 @@ impl CacheArgs {
 #[group(multiple = false)]
 #[command(next_help_heading = "What the text must look like")]
 pub(super) struct GrammarArgs {
-    /// JSON of this schema: the schema itself, or a file with it
+    /// JSON of this schema: the schema itself, or a file with it. Parts stand together, a space apart, or
+    /// on lines of their own, indented
     #[arg(long, value_name = "SCHEMA")]
     json_schema: Option<String>,
     /// A text that this regular expression matches

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
 
 use super::{Allowed, Constraint};
 use crate::array::Array;
@@ -14,8 +15,9 @@ use crate::text::Tokenizer;
 /// What a text must look like.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grammar {
-    /// A JSON value that this schema allows.
-    JsonSchema(serde_json::Value),
+    /// A JSON value that this schema allows, with as much between its parts as indented JSON has: a space, or a line
+    /// break and up to 40 blanks. The key `x-guidance` of the schema may say otherwise, as llguidance has it.
+    JsonSchema(Value),
     /// A text that this expression matches as a whole, in the syntax of the crate `regex`.
     Regex(String),
     /// A text that this grammar derives from `start`, in llguidance's variant of Lark.
@@ -54,7 +56,7 @@ impl Structure {
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, ends[0]), &words).with_eos_tokens(&ends);
         let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let grammar = match grammar {
-            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema),
+            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_blanks(schema)),
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(&regex),
             Grammar::Lark(lark) => TopLevelGrammar::from_lark(lark),
         };
@@ -114,6 +116,21 @@ impl Constraint for Structure {
         self.mask = self.matcher.compute_mask().map_err(|e| wrong(&e))?;
         Ok(if self.is_over() { Allowed::Nothing } else { Allowed::More })
     }
+}
+
+/// A schema whose texts cannot be blanks for ever, unless it says so.
+fn with_blanks(mut schema: Value) -> Value {
+    if schema == true {
+        schema = json!({});
+    }
+    let options =
+        schema.as_object_mut().map(|schema| schema.entry("x-guidance").or_insert_with(|| json!({})));
+    if let Some(Value::Object(options)) = options
+        && !options.contains_key("whitespace_flexible")
+    {
+        options.entry("whitespace_pattern").or_insert_with(|| json!(r"\x20|\r?\n[\x20\t]{0,40}"));
+    }
+    schema
 }
 
 fn wrong(error: &impl std::fmt::Display) -> Error {

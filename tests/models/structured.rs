@@ -131,6 +131,34 @@ fn looking_ahead_takes_nothing() {
 }
 
 #[test]
+fn json_has_bounded_blanks() {
+    let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
+    let may_begin = |schema: &Value, text: &str| {
+        let schema = Grammar::JsonSchema(schema.clone());
+        let mut structure = Structure::new(&tokenizer, schema, &[], model.vocab_size()).unwrap();
+        tokenizer.encode(text, false).unwrap().into_iter().all(|token| {
+            let allowed = structure.allowed().unwrap().to_vec::<bool>().unwrap();
+            allowed[token as usize] && structure.push(token).is_ok()
+        })
+    };
+    let value = json!({ "a": [1, [2]], "b": { "c": null } });
+    let spaced = r#"{"a": [1, [2]], "b": {"c": null}}"#;
+    let free = json!({ "x-guidance": { "whitespace_flexible": true } });
+    let lenient = json!({ "x-guidance": { "lenient": true } });
+    for schema in [json!(true), json!({}), json!({ "required": ["a"] }), lenient] {
+        let [compact, lines] = [serde_json::to_string(&value), serde_json::to_string_pretty(&value)];
+        for text in [&compact.unwrap(), &lines.unwrap(), spaced, "{\r\n\t\"a\""] {
+            assert!(may_begin(&schema, text), "{text:?}");
+        }
+        for blanks in [" ", "\n", "\t", "\n "] {
+            let text = format!("{{{}", blanks.repeat(60));
+            assert!(!may_begin(&schema, &text), "{text:?}");
+            assert!(may_begin(&free, &text), "{text:?}");
+        }
+    }
+}
+
+#[test]
 fn guesses_change_no_token_of_a_text_that_follows_a_grammar() {
     let (model, tokenizer) = (bundled::model(), Tokenizer::load(&bundled::dir()).unwrap());
     let prompt = tokenizer.encode_prompt("one, two, two, one, two, one, ").unwrap();
