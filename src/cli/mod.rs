@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -83,8 +83,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    // A process that is to outlive its terminal stays so.
+    let hang_up = (!crate::ffi::ignores(SIGHUP)).then_some(SIGHUP);
     // Without them, signals end the process as they do by themselves.
-    if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
+    if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM].into_iter().chain(hang_up)) {
         std::thread::spawn(move || signals.forever().for_each(obey));
     }
     match run(cli.command) {
@@ -153,11 +155,11 @@ fn locate(command: &mut Command) -> crate::Result<()> {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
-/// The first Ctrl-C lets a command that listens finish what it is at. Another one does not wait, and no
-/// signal to terminate does.
+/// The first Ctrl-C lets a command that listens finish what it is at. Another one does not wait, nor does a
+/// signal to terminate or the end of the terminal.
 fn obey(signal: i32) {
     let again = INTERRUPTED.swap(signal == SIGINT, Ordering::Relaxed);
-    if signal == SIGTERM || again || !LISTENING.load(Ordering::Relaxed) {
+    if signal != SIGINT || again || !LISTENING.load(Ordering::Relaxed) {
         discard_unfinished();
         let _ = emulate_default_handler(signal);
     }

@@ -17,6 +17,8 @@ mod distributed;
 mod handles;
 mod kernel;
 mod mapped;
+#[cfg(feature = "cli")]
+mod signals;
 mod streams;
 /// Declarations that bindgen made from mlx-c's headers.
 #[allow(non_camel_case_types, non_upper_case_globals, non_snake_case, dead_code, missing_docs, clippy::all)]
@@ -42,6 +44,8 @@ pub(crate) use distributed::*;
 pub(crate) use handles::*;
 pub(crate) use kernel::*;
 pub(crate) use mapped::*;
+#[cfg(feature = "cli")]
+pub(crate) use signals::*;
 pub(crate) use streams::*;
 
 static LOCK: ReentrantMutex<()> = ReentrantMutex::new(());

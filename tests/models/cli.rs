@@ -564,7 +564,7 @@ fn signals_leave_nothing_half_written() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     };
-    for (name, ends) in [("TERM", (Some(15), None)), ("INT", (None, Some(130)))] {
+    for (name, ends) in [("TERM", (Some(15), None)), ("HUP", (Some(1), None)), ("INT", (None, Some(130)))] {
         let mut convert = start(&["convert", text(&source), "--out", text(&out)]);
         wait(&mut convert);
         signal(&convert, name);
@@ -572,6 +572,18 @@ fn signals_leave_nothing_half_written() {
         assert_eq!((status.signal(), status.code()), ends, "{name}");
         assert_eq!(names(), [""; 0], "{name}");
     }
+    // What `nohup` starts outlives its terminal.
+    let mut convert = std::process::Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", program])
+        .args(["convert", text(&source), "--out", text(&out)])
+        .spawn()
+        .unwrap();
+    wait(&mut convert);
+    signal(&convert, "HUP");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    signal(&convert, "INT");
+    assert_eq!(convert.wait().unwrap().code(), Some(130));
+    assert_eq!(names(), [""; 0]);
     // It goes on where it was, so that it can end at once.
     let oracle = format!("{}/oracle", bundled());
     let mut port = start(&["port", text(&source), "--oracle", &oracle, "--out", text(&out)]);
