@@ -23,7 +23,6 @@ pub(super) fn causal_conv(
     let state = all.index((.., length.., ..))?;
     let out = match length {
         0 => (x * ops::sum(weight, &[1, 2][..], false)?)?,
-        1 => ops::sum(&(&all * ops::transpose(weight, [2, 1, 0])?)?, 1, true)?,
         _ => ops::conv1d(&all, weight, Conv { groups: channels, ..Conv::default() })?,
     };
     let out = bias.map_or(Ok(out.clone()), |bias| &out + bias)?;
