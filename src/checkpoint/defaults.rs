@@ -21,12 +21,19 @@ fn row(model_type: Option<&Value>) -> Option<Row> {
     rows.remove(model_type?.as_str()?)
 }
 
+/// What decides of the defaults of a `text_config`: its own `model_type`, or that of the whole. The language model of
+/// Kimi K3 goes by the name of another.
+fn text_type(whole: Option<&Value>, text: Option<&Value>) -> Option<Value> {
+    let own = text.filter(|_| whole.is_none_or(|name| name != "kimi_k3"));
+    own.or(whole).cloned()
+}
+
 /// Puts what the source's class says into `config`, or into its `text_config` where it has one.
 pub(super) fn complete(config: &mut Value) {
     let whole = config.get("model_type").cloned();
     let text = config.get("text_config").is_some_and(Value::is_object);
     let Some(config) = (if text { config.get_mut("text_config") } else { Some(config) }) else { return };
-    let row = row(config.get("model_type").or(whole.as_ref()));
+    let row = row(text_type(whole.as_ref(), config.get("model_type")).as_ref());
     let (Some(config), Some(row)) = (config.as_object_mut(), row) else { return };
     for (names, value) in row.always {
         let mut names = names.split('|');
@@ -39,9 +46,10 @@ pub(super) fn complete(config: &mut Value) {
 /// Puts `key` into `config` and its `text_config`, where it is missing and their `model_type`s have a value
 /// for it. False where nothing was put.
 pub(super) fn fill(config: &mut Value, key: &str) -> bool {
-    let text = config.get("text_config").and_then(|text| text.get("model_type")).cloned();
     let whole = config.get("model_type").cloned();
-    let inner = put(config.get_mut("text_config"), text.or_else(|| whole.clone()), key);
+    let text = config.get("text_config").and_then(|text| text.get("model_type"));
+    let text = text_type(whole.as_ref(), text);
+    let inner = put(config.get_mut("text_config"), text, key);
     put(Some(config), whole, key) || inner
 }
 

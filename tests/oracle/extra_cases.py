@@ -91,6 +91,13 @@ case("bailing_hybrid__straight", "queries straight from the input", {k: v for k,
 nemotron = cases.CASES["nemotron_h"].config() | dict(n_shared_experts=0)
 case("nemotron_h__shared", "shared experts that are as wide as other layers, however many", {k: v for k, v in nemotron.items() if k != "moe_shared_expert_intermediate_size"})
 case("deepseek__no_shared", "no shared experts: 0 of them", cases.CASES["deepseek"].config() | dict(n_shared_experts=0))
+k3 = cases.CASES["kimi_k3__plain"].config()
+absent = ("num_attention_heads", "first_k_dense_replace", "num_shared_experts")
+k3["text_config"] = {k: v for k, v in k3["text_config"].items() if k not in absent} | dict(qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4, num_shared_experts=None)
+k3["text_config"]["linear_attn_config"]["kda_layers"] = [1, 3, 4, 5, 7]
+case("kimi_k3__absent", "what its own class says of heads and dense layers, not Kimi Linear's; kinds of layers that it does not have", k3, complete=False)
+case("recurrent_gemma__uncapped", "no soft cap", cases.CASES["recurrent_gemma"].config() | dict(logits_soft_cap=None), complete=False)
+case("olmo_hybrid__no_rope", "no base: no positions", cases.CASES["olmo_hybrid"].config() | dict(rope_theta=None), complete=False)
 
 if __name__ == "__main__":
     for name in known:

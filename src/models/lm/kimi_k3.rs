@@ -1,6 +1,8 @@
 //! Kimi K3: Kimi Linear whose layers start from a mixture of what earlier blocks of layers gave, with
 //! experts that work on fewer features.
 
+use std::collections::BTreeSet;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -51,8 +53,7 @@ struct Text {
     num_experts: Option<i32>,
     #[serde(default = "sixteen")]
     num_experts_per_token: i32,
-    #[serde(default)]
-    num_shared_experts: i32,
+    num_shared_experts: Option<i32>,
     moe_intermediate_size: Option<i32>,
     moe_router_activation_func: Option<Scoring>,
     moe_renormalize: Option<bool>,
@@ -103,9 +104,6 @@ impl Args {
             .size("routed_expert_hidden_size", text.routed_expert_hidden_size.unwrap_or(1))
             .latent(&text.latent())
             .delta(text.delta())
-            .that(text.linear_attn_config.kda_layers.len() <= text.num_hidden_layers, || {
-                format!("{} `kda_layers`", text.linear_attn_config.kda_layers.len())
-            })
             .that(act.is_none_or(|act| act == "situ"), || format!("`hidden_act` is {act:?}, not situ"))
             .that(beta != Some(0.0) && text.activation_situ_linear_beta != Some(0.0), || "a beta is 0".into())
             .that(text.mla_use_nope.unwrap_or(true), || "`mla_use_nope` is false".into())
@@ -130,8 +128,14 @@ impl Text {
         DeltaSizes { heads, head_dim, kernel }
     }
 
+    /// The layers with delta attention, counted from 0.
+    fn delta_layers(&self) -> BTreeSet<usize> {
+        let named = self.linear_attn_config.kda_layers.iter().filter_map(|layer| layer.checked_sub(1));
+        named.filter(|&layer| layer < self.num_hidden_layers).collect()
+    }
+
     fn shared_size(&self) -> i32 {
-        self.moe_intermediate_size.unwrap_or(1).saturating_mul(self.num_shared_experts)
+        self.moe_intermediate_size.unwrap_or(1).saturating_mul(self.num_shared_experts.unwrap_or(0))
     }
 
     fn routing(&self) -> Routing {
@@ -198,12 +202,12 @@ pub fn rules(args: &Args) -> Rules {
             "*.qkv_conv.conv.weight",
             0,
         );
-    let join = |rules: Rules, layer: &usize| {
-        let at = format!("*.layers.{}.self_attn", layer.saturating_sub(1));
+    let join = |rules: Rules, layer: usize| {
+        let at = format!("*.layers.{layer}.self_attn");
         let [q, k, v, qkv] = ["q", "k", "v", "qkv"].map(|part| format!("{at}.{part}_proj.{{}}"));
         rules.merge(&[&q, &k, &v], &qkv, 0)
     };
-    let rules = text.linear_attn_config.kda_layers.iter().fold(rules, join);
+    let rules = text.delta_layers().into_iter().fold(rules, join);
     let rules = text.latent().split_rules(rules);
     match text.tie_word_embeddings {
         true => rules.drop("language_model.lm_head.*", "tied to the embeddings"),

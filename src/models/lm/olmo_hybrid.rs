@@ -166,8 +166,8 @@ pub type Model = Decoder<Box<dyn DecoderLayer>>;
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (sizes, head_dim) = (&args.sizes, args.sizes.head_dim());
-    // A config with parameters and no base among them has no positions.
-    let turns = args.rope.rope_parameters.as_ref().is_none_or(|p| p.rope_theta.is_some());
+    // A config without a base, where one belongs, has no positions; a missing one was filled in.
+    let turns = args.rope.rope_parameters.as_ref().map_or(args.rope.rope_theta, |p| p.rope_theta).is_some();
     let rope = turns.then(|| Rope::new(head_dim, &args.rope, 10_000.0)).transpose()?;
     sizes.decoder(w, |i, w| -> Result<Box<dyn DecoderLayer>> {
         let mlp = sizes.mlp(&w.pp("mlp"))?;

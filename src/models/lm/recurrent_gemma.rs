@@ -28,8 +28,9 @@ pub struct Args {
     lru_width: Option<i32>,
     #[serde(default = "four")]
     conv1d_width: i32,
+    /// `null` for logits that nothing bends.
     #[serde(default = "default_cap")]
-    logits_soft_cap: f32,
+    logits_soft_cap: Option<f32>,
     rms_norm_eps: f32,
     attention_window_size: i32,
     block_types: Option<Vec<MixerType>>,
@@ -47,8 +48,8 @@ fn four() -> i32 {
     4
 }
 
-fn default_cap() -> f32 {
-    30.0
+fn default_cap() -> Option<f32> {
+    Some(30.0)
 }
 
 fn yes() -> bool {
@@ -74,7 +75,7 @@ impl Args {
     }
 
     fn kv_heads(&self) -> i32 {
-        self.num_key_value_heads.unwrap_or(1)
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
     fn width(&self) -> i32 {
@@ -227,7 +228,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         Decoder::new(w, names, sizes, args.tie_word_embeddings, norm, args.num_hidden_layers, layer)?;
     // The source keeps the factor in bfloat16.
     let scale = half::bf16::from_f32((dims as f32).sqrt()).to_f32();
-    let cap = (args.logits_soft_cap != 0.0).then_some(args.logits_soft_cap);
+    let cap = args.logits_soft_cap.filter(|&cap| cap != 0.0);
     Ok(Decoder {
         embed_scale: args.embeddings_scale_by_sqrt_dim.then_some(scale),
         logits: LogitsScale { cap, ..LogitsScale::default() },
