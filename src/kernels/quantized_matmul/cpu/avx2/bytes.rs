@@ -132,7 +132,6 @@ unsafe fn rows<C: Nibbles, const LANES: usize>(w: &Matrix<'_>, first: usize, x: 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usize, x: &Input) -> [__m256; 4] {
-    const BLOCKS: usize = PART / BLOCK;
     let &Matrix { w, groups, row_bytes, group_shift } = matrix;
     let rows: [usize; 4] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     assert!(x.blocks.len() * BLOCK == w.k && row_bytes * 2 == w.k && x.units.len() * PART >= w.k);
@@ -142,69 +141,89 @@ unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usiz
     for start in (0..groups).step_by(chunk) {
         let count = chunk.min(groups - start);
         let mut scales = [[MaybeUninit::uninit(); CHUNK + 8]; 4];
-        let (first, end) = ((start << group_shift) / BLOCK, ((start + count) << group_shift) / BLOCK);
+        let [first, end] = [start, start + count].map(|group| (group << group_shift) / BLOCK);
         // SAFETY: this function has the CPU's features; there are as many sums as a chunk has groups, and scales and
-        // four more behind each place in it; codes and `x` have all blocks of a row.
+        // four more behind each place in it; codes and `x` have all blocks of a row, and a chunk has whole parts.
         unsafe {
             let group_sums = [x.group_sums[start..][..CHUNK].as_ptr()];
             let middle = C::MIDDLE as f32 * C::UNIT;
             read_groups(matrix, rows, [start, count], middle, group_sums, &mut scales, &mut middles);
+            let (blocks, units) = (x.blocks.as_ptr().add(first), x.units.as_ptr().add(first * BLOCK / PART));
             for r in 0..4 {
-                let codes = w.codes[rows[r] * row_bytes..][..row_bytes].as_ptr();
-                let scales = scales[r].as_ptr().cast::<f32>();
-                for part in (first..end).step_by(BLOCKS) {
-                    let (codes, x_blocks) = (codes.add(part * BLOCK / 2), x.blocks.as_ptr().add(part));
-                    let scales = scales.add((part - first) * 8 / LANES);
-                    let mut part_sums = _mm256_setzero_ps();
-                    if end - part >= BLOCKS {
-                        for i in 0..BLOCKS {
-                            add_block::<C, LANES>(i, codes, x_blocks, scales, &mut part_sums);
-                        }
-                    } else {
-                        for i in 0..end - part {
-                            add_block::<C, LANES>(i, codes, x_blocks, scales, &mut part_sums);
-                        }
-                    }
-                    let unit = _mm256_set1_ps(x.units[part / BLOCKS]);
-                    sums[r] = _mm256_fmadd_ps(part_sums, unit, sums[r]);
-                }
+                let codes = w.codes[rows[r] * row_bytes..][..row_bytes].as_ptr().add(first * BLOCK / 2);
+                sums[r] = add_row::<C, LANES>(
+                    sums[r],
+                    codes,
+                    [blocks, blocks.add(end - first)],
+                    units,
+                    scales[r].as_ptr().cast(),
+                );
             }
         }
     }
     std::array::from_fn(|r| _mm256_add_ps(sums[r], middles[r][0]))
 }
 
-/// Adds to `sums` the products of the codes of one block, the one of number `i` where codes, blocks and scales begin.
+/// `sum`, and the products of a row's codes with the blocks from one to before another. Everything is read through
+/// pointers that move on, so that little but the arithmetic is in the loop.
 ///
 /// # Safety
 /// The CPU must have AVX2, FMA and F16C, and everything must be there.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_block<C: Nibbles, const LANES: usize>(
-    i: usize,
-    codes: *const u8,
-    x: *const Block,
-    scales: *const f32,
-    sums: &mut __m256,
-) {
-    // SAFETY: the caller vouches for all of it. Nothing is read where the prefetch points.
+unsafe fn add_row<C: Nibbles, const LANES: usize>(
+    mut sum: __m256,
+    mut codes: *const u8,
+    [mut x, end]: [*const Block; 2],
+    mut units: *const f32,
+    mut scales: *const f32,
+) -> __m256 {
+    const BLOCKS: usize = PART / BLOCK;
+    // SAFETY: the caller vouches for all of it. Nothing is read where a prefetch points.
     unsafe {
-        let Block { factors, offsets } = &*x.add(i);
-        let codes = codes.add(i * BLOCK / 2);
-        if i.is_multiple_of(2) {
-            _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
+        while x < end {
+            let mut part = _mm256_setzero_ps();
+            let mut add = |i: usize| {
+                let scale = lane_scales::<LANES>(scales.add(i * 8 / LANES));
+                part = _mm256_fmadd_ps(block::<C>(codes.add(i * BLOCK / 2), x.add(i)), scale, part);
+            };
+            let blocks = end.offset_from_unsigned(x).min(BLOCKS);
+            if blocks == BLOCKS {
+                for i in 0..BLOCKS {
+                    if i.is_multiple_of(2) {
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(i * BLOCK / 2 + AHEAD).cast());
+                    }
+                    add(i);
+                }
+            } else {
+                (0..blocks).for_each(add);
+            }
+            sum = _mm256_fmadd_ps(part, _mm256_set1_ps(*units), sum);
+            (codes, scales) = (codes.add(PART / 2), scales.add(PART / 8 / LANES));
+            (x, units) = (x.add(blocks), units.add(1));
         }
+    }
+    sum
+}
+
+/// The products of the codes of one block, less their middle, with multiples of `x`: sums of 32 bits' lanes.
+///
+/// # Safety
+/// The CPU must have AVX2, and codes of a block must be there.
+#[inline(always)]
+unsafe fn block<C: Nibbles>(codes: *const u8, x: *const Block) -> __m256 {
+    // SAFETY: the caller vouches for all of it.
+    unsafe {
+        let Block { factors, offsets } = &*x;
         let [even, odd] = C::bytes(C::look_up(C::load(codes)));
-        let factors: [__m256i; 4] = std::array::from_fn(|j| _mm256_load_si256(factors[j].as_ptr().cast()));
+        let factor = |i: usize| _mm256_load_si256(factors[i].as_ptr().cast());
         let upper =
-            _mm256_add_epi16(_mm256_maddubs_epi16(even, factors[0]), _mm256_maddubs_epi16(odd, factors[1]));
+            _mm256_add_epi16(_mm256_maddubs_epi16(even, factor(0)), _mm256_maddubs_epi16(odd, factor(1)));
         let lower =
-            _mm256_add_epi16(_mm256_maddubs_epi16(even, factors[2]), _mm256_maddubs_epi16(odd, factors[3]));
+            _mm256_add_epi16(_mm256_maddubs_epi16(even, factor(2)), _mm256_maddubs_epi16(odd, factor(3)));
         let upper = _mm256_madd_epi16(upper, _mm256_set1_epi16(256));
         let lower = _mm256_madd_epi16(lower, _mm256_set1_epi16(1));
         let offsets = _mm256_load_si256(offsets.as_ptr().cast());
-        let whole = _mm256_add_epi32(_mm256_add_epi32(upper, lower), offsets);
-        let scale = lane_scales::<LANES>(scales.add(i * 8 / LANES));
-        *sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, *sums);
+        _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(upper, offsets), lower))
     }
 }
