@@ -57,9 +57,9 @@ pub(super) struct Chooser {
 /// A token that was chosen, perhaps not computed yet.
 #[derive(Debug, Clone)]
 pub(super) struct Choice {
-    /// `[1]`.
+    /// `int32` `[1]`.
     pub(super) token: Array,
-    /// `[1, 1]`.
+    /// `float32` `[1, 1]`.
     pub(super) logprob: Array,
     /// `[1, vocab_size]`.
     pub(super) logprobs: Array,
@@ -78,8 +78,10 @@ impl Chooser {
             logits = ops::where_(allowed, &logits, f32::NEG_INFINITY)?;
         }
         let logprobs = (&logits - ops::logsumexp(&logits, -1, true)?)?;
-        let token = self.sampler.sample(&logprobs)?;
+        // Nothing is left to compute for whoever takes them: it would wait behind the next token on the stream.
+        let token = ops::astype(&self.sampler.sample(&logprobs)?, Dtype::Int32)?;
         let logprob = ops::take_along_axis(&logprobs, &ops::expand_dims(&token, 1)?, -1)?;
+        let logprob = ops::astype(&logprob, Dtype::Float32)?;
         Ok(Choice { token, logprob, logprobs })
     }
 }
@@ -92,8 +94,8 @@ impl Choice {
     /// Waits for it.
     pub(super) fn token(&self, from_draft: bool) -> Result<Token> {
         Ok(Token {
-            id: ops::astype(&self.token, Dtype::Int32)?.item::<i32>()?,
-            logprob: ops::astype(&self.logprob, Dtype::Float32)?.item::<f32>()?,
+            id: self.token.item::<i32>()?,
+            logprob: self.logprob.item::<f32>()?,
             logprobs: ops::squeeze(&self.logprobs, 0)?,
             from_draft,
             finish_reason: None,
