@@ -121,7 +121,11 @@ unsafe fn rows<C: Nibbles, const LANES: usize>(w: &Matrix<'_>, first: usize, x: 
     for (four, columns) in columns.chunks_mut(4).enumerate() {
         // SAFETY: the caller vouches for the CPU.
         let sums = unsafe { four_rows::<C, LANES>(w, first + 4 * four, x) };
-        columns.copy_from_slice(&sums_of_four(sums)[..columns.len()]);
+        let sums = sums_of_four(sums);
+        match columns {
+            [a, b, c, d] => [*a, *b, *c, *d] = sums,
+            _ => columns.copy_from_slice(&sums[..columns.len()]),
+        }
     }
 }
 
