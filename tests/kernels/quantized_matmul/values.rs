@@ -107,3 +107,26 @@ impl Case {
         self.biases = self.biases.as_ref().map(|biases| ops::zeros_like(biases).unwrap());
     }
 }
+
+#[test]
+fn the_middle_of_the_codes_takes_nothing_where_the_weights_of_outliers_are_zero() {
+    for (i, how) in quantizations().into_iter().enumerate() {
+        for (dtype, exponents) in
+            [(Dtype::Float32, [0, 3, 5, 6, 8, 15, 25]), (Dtype::Bfloat16, [12, 15, 17, 19, 20, 21, 25])]
+        {
+            for (exponent, count) in exponents.into_iter().flat_map(|e| [1, 2, 5, 14].map(|count| (e, count)))
+            {
+                let is_outlier = |column: usize| column % 300 == 7;
+                let mut at = 0;
+                let value = |random: &mut Numbers| {
+                    let fine = (random.bits() >> 11) as f64 / 2f64.powi(52) - 1.0;
+                    at += 1;
+                    if is_outlier((at - 1) % 768) { 2f64.powi(exponent) } else { fine }
+                };
+                let mut case = Case::new(how, [dtype; 2], &[count], 9, 768 / how.group_size, i as u64, value);
+                case.set_zero(is_outlier);
+                case.check(None).unwrap();
+            }
+        }
+    }
+}

@@ -123,7 +123,7 @@ type Room = [MaybeUninit<f32>; CHUNK + 8];
 
 /// `columns[n, m] = x[m, k] @ w[n, k]` of all rows of all `weights`, which are quantized alike and of one length, `grain`
 /// rows at a time. Rows of `x` whose numbers have `digits` bits at most are taken in fixed point where that says the same
-/// of them; `float` multiplies the others.
+/// of them, and the numbers that codes stand for where an outlier needs it; `float` multiplies the others.
 pub fn product(
     weights: &[Weights<'_>],
     x: &[f32],
@@ -133,26 +133,71 @@ pub fn product(
     float: impl Fn(&[Weights<'_>], &[&[f32]], &mut [f32], usize),
 ) {
     let x: Vec<&[f32]> = x.chunks_exact(weights[0].k).collect();
-    let Some(digits) = digits.filter(|_| weights[0].how.mode != QuantizationMode::Mxfp8) else {
-        return float(weights, &x, columns, grain);
+    let mode = weights[0].how.mode;
+    let way = |x: &&[f32]| match digits {
+        // Codes without a middle.
+        _ if mode == QuantizationMode::Mxfp8 => Way::Float,
+        Some(digits) if fixed::suits(x, digits) => Way::Fixed,
+        _ if overshadows(x, mode, digits) => Way::Decoded,
+        _ => Way::Float,
     };
-    let fits: Vec<bool> = x.iter().map(|x| fixed::suits(x, digits)).collect();
-    if fits.iter().all(|&fits| fits) {
-        return fixed::product(weights, &x, columns, grain);
+    let ways: Vec<Way> = x.iter().map(way).collect();
+    let by = |way, x: &[&[f32]], columns: &mut [f32]| match way {
+        Way::Fixed => fixed::product(weights, x, columns, grain),
+        Way::Float => float(weights, x, columns, grain),
+        Way::Decoded => decoded(weights, x, columns, grain),
+    };
+    if let Some(&first) = ways.first()
+        && ways.iter().all(|&way| way == first)
+    {
+        return by(first, &x, columns);
     }
-    for form in [false, true] {
-        let rows: Vec<usize> = (0..x.len()).filter(|&m| fits[m] == form).collect();
+    for way in [Way::Fixed, Way::Float, Way::Decoded] {
+        let rows: Vec<usize> = (0..x.len()).filter(|&m| ways[m] == way).collect();
+        if rows.is_empty() {
+            continue;
+        }
         let some: Vec<&[f32]> = rows.iter().map(|&m| x[m]).collect();
         let mut sums = vec![0.0; columns.len() / x.len() * rows.len()];
-        match (form, some.is_empty()) {
-            (_, true) => continue,
-            (false, _) => float(weights, &some, &mut sums, grain),
-            (true, _) => fixed::product(weights, &some, &mut sums, grain),
-        }
+        by(way, &some, &mut sums);
         for (out, sums) in columns.chunks_exact_mut(x.len()).zip(sums.chunks_exact(rows.len())) {
             rows.iter().zip(sums).for_each(|(&m, sum)| out[m] = *sum);
         }
     }
+}
+
+/// How a row of `x` meets the codes.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Fixed,
+    Float,
+    /// As the numbers that they stand for.
+    Decoded,
+}
+
+/// Whether an outlier of a row, times a code and times the middle of the codes, would lose more in `float32` than a result
+/// with numbers of `digits` bits may: the two cancel where its weight is zero.
+fn overshadows(x: &[f32], mode: QuantizationMode, digits: Option<u32>) -> bool {
+    let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let (mut sum, mut count) = (0.0f32, 0.0);
+    for x in x.iter().map(|x| x.abs()).filter(|&x| x > 0.0 && x < largest / 4.0) {
+        (sum, count) = (sum + x, count + 1.0);
+    }
+    // Floats are mostly far from the middle of their codes.
+    let most = if mode == QuantizationMode::Affine { 16u32 } else { 4 };
+    let limit = (most << digits.map_or(0, |digits| 21 - digits)) as f32;
+    count > 0.0 && largest > sum / count * limit
+}
+
+/// As [`product`], with each row of the weights decoded.
+fn decoded(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    columns_of(weights, x, columns, grain, |w, first, columns| {
+        let mut row = vec![0.0; w.w.k];
+        for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
+            decode(w.w, first + n, 0, &mut row);
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = dot(x, &row));
+        }
+    });
 }
 
 /// How codes and `x` are multiplied.

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::fixed::{Bits, Codes, Float4, PART, copy_rest, multiples, rest_of, suits};
-use super::{Eight, Scales, Weights, lane_sums};
+use super::{Eight, Scales, Weights, lane_sums, overshadows};
 use crate::kernels::pool;
 use crate::kernels::product::cpu::avx2::transposed;
 use crate::kernels::product::{SLIVER, Sums};
@@ -50,7 +50,7 @@ fn product_of<C: Codes>(w: &Weights<'_>, x: &[f32], digits: u32) -> (Sums, Vec<u
     let (mut forms, grain) = (vec![Form::None; count], READ.div_ceil(k));
     pool::for_each_piece(&mut forms, grain, |piece, forms| {
         let x = x[piece * grain * k..].chunks_exact(k);
-        forms.iter_mut().zip(x).for_each(|(form, x)| *form = Form::of(x, digits));
+        forms.iter_mut().zip(x).for_each(|(form, x)| *form = Form::of(x, w.how.mode, digits));
     });
     let rows = |form: fn(&Form) -> bool| -> Vec<usize> { (0..count).filter(|&m| form(&forms[m])).collect() };
     let firsts = rows(|form| *form != Form::None);
@@ -117,9 +117,12 @@ enum Form {
 }
 
 impl Form {
-    fn of(x: &[f32], digits: u32) -> Self {
+    fn of(x: &[f32], mode: QuantizationMode, digits: u32) -> Self {
         if suits(x, digits) {
             return Self::One;
+        }
+        if overshadows(x, mode, Some(digits)) {
+            return Self::None;
         }
         // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
         let rest = unsafe { rest_of(x) };
