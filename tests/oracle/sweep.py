@@ -6,7 +6,10 @@ CASES are folders of case directories, each a checkpoint with `expect.npz` and `
 oracle generators write them. A case passes if every kind of pass gives the recorded logits: in one
 piece, in chunks through a cache, token by token, and batched; and if the greedy tokens are equal. Where the
 source chose one by less than the tolerance of two logits, another that lacks no more may be chosen; it is told,
-and all tokens are compared after those that were recorded. A `config_legacy.json` is tried as `config.json` too.
+and all tokens are compared after those that were recorded. Where a model rounds, or chooses, inside, and float32 is
+too coarse to say which way, the recorded logits are those of the other way: a sequence that differs passes if noise of
+1e-6 in the weights makes its logits the recorded ones, within the same tolerance; it is told too. A
+`config_legacy.json` is tried as `config.json` too.
 
 The error of logits is the largest absolute difference over their standard deviation. In half precision it is that
 of MLX's own operations, which round where the source's do; the kernels round less often, and are held to be no further
@@ -28,6 +31,7 @@ import numpy as np
 # Of float32, and of quantized weights; or so many times what noise of 1e-6 in the weights does. Half precision has
 # what its generator suggests. Last, how many times the source's distance from float32 the kernels' may be.
 FLOAT32, REDUCED, NOISE_FACTOR, ROUNDING = 2e-4, 2e-3, 20.0, 1.05
+NOISE, DRAWS = 1e-6, 8
 DEVIATIONS = json.loads((Path(__file__).resolve().parent / "deviations.json").read_text())
 
 
@@ -72,6 +76,38 @@ def is_half(model):
     return any(tensor.get("dtype") in ("F16", "BF16") for tensor in header.values())
 
 
+def noisy(model, folder, seed):
+    """The checkpoint, in `folder`, with relative noise in every weight of float32."""
+    for file in Path(model).iterdir():
+        if file.name != "model.safetensors":
+            os.symlink(file.resolve(), f"{folder}/{file.name}")
+    data = bytearray(Path(model, "model.safetensors").read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    draw = np.random.default_rng(seed)
+    for tensor in json.loads(data[8:start]).values():
+        if tensor.get("dtype") == "F32":
+            begin, end = (start + offset for offset in tensor["data_offsets"])
+            values = np.frombuffer(data, np.float32, (end - begin) // 4, begin)
+            values *= 1 + NOISE * draw.standard_normal(values.size, np.float32)
+    Path(folder, "model.safetensors").write_bytes(data)
+
+
+def error_of(found, logits):
+    """For each sequence."""
+    return np.abs(found - logits).max(axis=(1, 2)) / logits.std()
+
+
+def tied_error(mlxport, model, ids, chunks, logits, error, limit):
+    """The error of each sequence, or the smallest that noise in the weights gives, until none is above `limit`."""
+    for seed in range(DRAWS):
+        if error.max() <= limit:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            noisy(model, folder, seed)
+            error = np.fmin(error, error_of(forward(mlxport, folder, ids, chunks), logits))
+    return error
+
+
 def rms(values):
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
@@ -103,18 +139,23 @@ def expected(case, expect):
 
 
 def check(mlxport, directory, model):
-    """What was found: errors, what failed, whether tokens differ by a tie."""
+    """What was found: errors, what failed, what differs by a tie."""
     case = json.loads((directory / "case.json").read_text())
     with np.load(directory / "expect.npz") as file:
         expect = dict(file)
     half = is_half(model)
     seen = {"error": 0.0, "part": 0.0, "limit": 0.0, "rounding": 0.0 if half else None}
-    failures = []
+    failures, ties = [], []
     for name, ids, chunks, logits in expected(case, expect):
         ids = ids.astype(np.int32)
         found = forward(mlxport, model, ids, chunks, *(["--path", "reference"] if half else []))
-        error = float(np.abs(found - logits).max() / logits.std())
-        limit = float(tolerance(case, logits.std()))
+        error, limit = error_of(found, logits), float(tolerance(case, logits.std()))
+        if is_exact(case) and not error.max() <= limit:
+            first = float(error.max())
+            error = tied_error(mlxport, model, ids, chunks, logits, error, limit)
+            if error.max() <= limit:
+                ties.append(f"{name}: {first:.2e} by a tie inside")
+        error = float(error.max())
         seen["error"], seen["part"] = max(seen["error"], error), max(seen["part"], error / limit)
         seen["limit"] = max(seen["limit"], limit)
         if not error <= limit:
@@ -130,7 +171,7 @@ def check(mlxport, directory, model):
     tie = found != tokens and is_tied(mlxport, model, ids, tokens, margin, 2 * tolerance(case, logits.std()) * logits.std())
     if found != tokens and not tie:
         failures.append(f"greedy: {found}, recorded {tokens} (smallest margin {margin:.1e})")
-    return seen | {"failures": failures, "tie": tie}
+    return seen | {"failures": failures, "ties": ties + ["other tokens by a tie"] * tie}
 
 
 def is_tied(mlxport, model, ids, tokens, margin, limit):
@@ -165,7 +206,8 @@ def write_table(path, rows, halves):
         "",
         "What `tests/oracle/sweep.py`, the comparison of `make parity`, saw: every case is a tiny random checkpoint of the",
         "source framework, run in one piece, in chunks through a cache, token by token, batched, and greedily; logits and",
-        "tokens are those of the source, a token of two that are tied within the tolerance either one. The error is the",
+        "tokens are those of the source, a token of two that are tied within the tolerance either one. Where a model rounds",
+        "inside, and noise of 1e-6 in the weights decides which way, the logits are those of either way. The error is the",
         "largest of all logits in float32 over their standard deviation.",
         "`docs/deviations.md` tells where the two frameworks disagree; such cases of mlx-lm are not counted. A model type that",
         "is not in the table is held by the fixtures of `make test` alone.",
@@ -229,13 +271,13 @@ def main():
                 try:
                     seen = check(args.mlxport, directory, model)
                 except RuntimeError as error:
-                    seen = {"error": 0.0, "part": float("inf"), "rounding": None, "failures": [str(error)], "tie": False}
+                    seen = {"error": 0.0, "part": float("inf"), "rounding": None, "failures": [str(error)], "ties": []}
                 failures = seen["failures"]
                 if reason and failures:
                     deviating += 1
                     print(f"dev  {name:40} {reason}", flush=True)
                     continue
-                note = ", other tokens by a tie" if seen["tie"] else ""
+                note = "".join(f", {tie}" for tie in seen["ties"])
                 if seen["rounding"] is not None:
                     note = f", kernels {seen['rounding']:.2f} of the source's rounding{note}"
                     halves[name] = max(halves.get(name, ()), (seen["error"], seen["limit"], seen["rounding"]))
