@@ -2,7 +2,8 @@
 //!
 //! A row of weights meets a row of `x` in one of two [`Form`]s. Either way, with `c` the middle of the codes,
 //! `x * scale * (code - c)` is summed per group, and `x * (bias + scale * c)` through the sums of `x` per group:
-//! to subtract the middle keeps the two parts small, so that little is lost where they cancel.
+//! to subtract the middle keeps the two parts small, so that little is lost where they cancel. Where an outlier of `x`
+//! would lose too much even so, the row meets the numbers that the codes stand for.
 //!
 //! Sums that come out infinite or NaN are computed again by the portable implementation: an infinity in
 //! `x`, or an overflow, may meet other partial sums here than on the direct way.
