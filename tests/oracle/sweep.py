@@ -171,7 +171,7 @@ def check(mlxport, directory, model):
     tie = found != tokens and is_tied(mlxport, model, ids, tokens, margin, 2 * tolerance(case, logits.std()) * logits.std())
     if found != tokens and not tie:
         failures.append(f"greedy: {found}, recorded {tokens} (smallest margin {margin:.1e})")
-    return seen | {"failures": failures, "ties": ties + ["other tokens by a tie"] * tie}
+    return seen | {"failures": failures, "ties": ties + (["other tokens by a tie"] if tie else [])}
 
 
 def is_tied(mlxport, model, ids, tokens, margin, limit):
