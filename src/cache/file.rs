@@ -279,7 +279,10 @@ impl LayerCache {
                     Part::None => Ok(None),
                     _ => Err(wrong("a state that is not an array")),
                 };
-                let arrays = arrays.into_iter().map(array).collect::<Result<_>>()?;
+                let arrays = arrays.into_iter().map(array).collect::<Result<Vec<_>>>()?;
+                if arrays.is_empty() {
+                    return Err(wrong("its first state is missing"));
+                }
                 match [state.next()?, state.next()?] {
                     [Part::None, Part::None] => LayerCache::Arrays(ArraysCache { arrays, offset: 0 }),
                     _ => return Err(Error::unsupported("a batch with padding", "save its rows")),

@@ -39,7 +39,10 @@ impl Mamba2Sizes {
                 [heads, head_dim, groups, state, kernel].iter().all(|size| (1..=1 << 20).contains(size)),
                 wrong,
             )
-            .that(small(heads, head_dim) && small(groups, state) && heads % groups == 0, wrong)
+            .that(
+                small(heads, head_dim) && small(groups, state) && heads.checked_rem(groups) == Some(0),
+                wrong,
+            )
     }
 
     /// Features of all heads.
