@@ -298,6 +298,30 @@ fn quantized_keys_and_values_stay_close() {
     }
 }
 
+/// An error, or a value that nothing reads.
+#[test]
+fn a_zero_in_a_config_is_no_panic() {
+    let (mut seen, mut panics, mut refused) = (BTreeSet::new(), Vec::new(), 0);
+    for fixture in Fixture::all() {
+        let config: serde_json::Map<String, Value> = serde_json::from_str(&fixture.config).unwrap();
+        if !seen.insert(models::module_of(config["model_type"].as_str().unwrap()).to_owned()) {
+            continue;
+        }
+        let tmp = fixture.checkpoint(&fixture.config);
+        for key in config.iter().filter(|(_, value)| value.is_u64()).map(|(key, _)| key) {
+            let mut config = config.clone();
+            config[key] = json!(0);
+            fs::write(tmp.path().join("config.json"), Value::Object(config).to_string()).unwrap();
+            match std::panic::catch_unwind(|| models::load(tmp.path()).is_err()) {
+                Ok(error) => refused += usize::from(error),
+                Err(_) => panics.push(format!("{}: {key}", fixture.case)),
+            }
+        }
+    }
+    assert!(panics.is_empty(), "{panics:?}");
+    assert!(refused > seen.len(), "{refused}");
+}
+
 #[test]
 fn every_architecture_has_a_fixture() {
     let module = |fixture: &Fixture| {

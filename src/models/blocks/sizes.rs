@@ -55,7 +55,7 @@ impl Sizes {
 
     /// Features of a head.
     pub fn head_dim(&self) -> i32 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+        self.head_dim.unwrap_or_else(|| self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0))
     }
 
     /// Heads, those of keys and values, and features of a head.
