@@ -266,9 +266,11 @@ proptest! {
 fn every_quantization_is_computed_for_long_rows() {
     for (i, how) in quantizations().into_iter().enumerate() {
         for dtype in FLOATS {
-            // More groups than are decoded at a time, and a last block that is not full.
-            let case = Case::new(how, [dtype; 2], &[5], 6, 67, i as u64, unit_values);
-            case.check(None).unwrap();
+            // More groups than are decoded at a time; a last block that is full, and one that is not.
+            for (rows, groups) in [(1, 67), (1, 72), (2, 72), (5, 67)] {
+                let of = |n| Case::new(how, [dtype; 2], &[rows], n, groups, i as u64, unit_values);
+                of(6).check(Some(&of(30))).unwrap();
+            }
         }
     }
 }
@@ -297,14 +299,14 @@ fn results_repeat_and_do_not_depend_on_the_threads() {
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     for (i, how) in quantizations().into_iter().flat_map(|how| [how; 2]).enumerate() {
         let dtype = [Dtype::Float32, Dtype::Bfloat16][i % 2];
-        for (rows, fewer) in [(2, 1), (12, 3), (30, 13)] {
+        for (rows, fewer, groups) in [(2, 1, 5), (2, 1, 24), (12, 3, 5), (30, 13, 5)] {
             // Some rows are tiny, some large.
-            let (mut at, k) = (0, 5 * how.group_size);
+            let (mut at, k) = (0, groups * how.group_size);
             let value = |random: &mut Numbers| {
                 at += 1;
                 unit_values(random) * 2f64.powi([0, -70, 70][((at - 1) / k % 3) as usize])
             };
-            let case = Case::new(how, [dtype; 2], &[rows], 6, 5, i as u64, value);
+            let case = Case::new(how, [dtype; 2], &[rows], 6, groups, i as u64, value);
             for path in fast_paths() {
                 let all = to_f64(&case.on(path));
                 for m in [0, (rows - fewer) / 2, rows - fewer] {

@@ -166,16 +166,19 @@ fn products_of_few_and_many_rows() {
 fn long_rows() {
     let (paths, random) = (paths(), &mut Random(2));
     for (i, how) in quantizations().into_iter().enumerate() {
-        // More groups than are decoded at a time, and a last block that is not full.
-        let (dtype, w) = (FLOATS[i % 2], Matrices::new(how, FLOATS[i % 2], 1, 3, 67, random));
-        let x: Vec<f32> = (0..5 * w.k).map(|_| rounded(random.unit(), dtype)).collect();
-        let terms = |at: usize| x[at / 3 * w.k..].iter().copied().zip(w.column(0, at % 3, true));
-        let oracle = Oracle::new(15, dtype, terms);
-        for &path in &paths {
-            let y = rows_of(&w, path, true, &x, dtype, dtype);
-            assert_close(&y, &oracle.exact, oracle.allowed(dtype, 4.0), &|| {
-                format!("{path} {how:?} {dtype:?}")
-            });
+        // More groups than are decoded at a time; a last block that is full, and one that is not.
+        for (j, (rows, groups)) in [(1, 67), (1, 72), (2, 72), (5, 67)].into_iter().enumerate() {
+            let dtype = FLOATS[(i + j) % 3];
+            let w = Matrices::new(how, dtype, 1, 6, groups, random);
+            let x: Vec<f32> = (0..rows * w.k).map(|_| rounded(random.unit(), dtype)).collect();
+            let terms = |at: usize| x[at / 6 * w.k..].iter().copied().zip(w.column(0, at % 6, true));
+            let oracle = Oracle::new(6 * rows, dtype, terms);
+            for &path in &paths {
+                let y = rows_of(&w, path, true, &x, dtype, dtype);
+                assert_close(&y, &oracle.exact, oracle.allowed(dtype, 4.0), &|| {
+                    format!("{path} {how:?} {dtype:?} {rows} rows")
+                });
+            }
         }
     }
     println!("{paths:?}: long rows");

@@ -5,7 +5,9 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::fixed::{Bits, Codes, Float4, PART, group_sums, multiples};
-use super::{CHUNK, COLUMNS, Matrix, Weights, columns_of, lane_scales, read_groups, sums_of_four};
+use super::{
+    CHUNK, COLUMNS, Eight, Matrix, Room, Scales, Weights, columns_of, lane_scales, read_groups, sums_of_four,
+};
 use crate::ops::QuantizationMode;
 
 /// Columns in a block.
@@ -137,8 +139,9 @@ unsafe fn rows<C: Nibbles, const LANES: usize>(w: &Matrix<'_>, first: usize, x: 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usize, x: &Input) -> [__m256; 4] {
     let &Matrix { w, groups, row_bytes, group_shift } = matrix;
-    let rows: [usize; 4] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     assert!(x.blocks.len() * BLOCK == w.k && row_bytes * 2 == w.k && x.units.len() * PART >= w.k);
+    assert!(w.codes.len() >= w.n * row_bytes && n < w.n);
+    let rows: [usize; 4] = std::array::from_fn(|r| (n + r).min(w.n - 1));
     let mut middles = [[_mm256_setzero_ps()]; 4];
     let mut sums = [_mm256_setzero_ps(); 4];
     let chunk = COLUMNS[0] >> group_shift;
@@ -146,19 +149,36 @@ unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usiz
         let count = chunk.min(groups - start);
         let mut scales = [[MaybeUninit::uninit(); CHUNK + 8]; 4];
         let [first, end] = [start, start + count].map(|group| (group << group_shift) / BLOCK);
+        let group_sums = x.group_sums[start..][..CHUNK].as_ptr();
+        let middle = C::MIDDLE as f32 * C::UNIT;
         // SAFETY: this function has the CPU's features; there are as many sums as a chunk has groups, and scales and
         // four more behind each place in it; codes and `x` have all blocks of a row, and a chunk has whole parts.
         unsafe {
-            let group_sums = [x.group_sums[start..][..CHUNK].as_ptr()];
-            let middle = C::MIDDLE as f32 * C::UNIT;
-            read_groups(matrix, rows, [start, count], middle, group_sums, &mut scales, &mut middles);
+            let whole = n + 4 <= w.n && count.is_multiple_of(8);
+            let part = n * groups + start..n * groups + start + 3 * groups + count;
+            match (&w.scales, &w.biases) {
+                (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) if whole => {
+                    let both = [&s[part.clone()], &b[part]];
+                    four_affine(both, [groups, count], middle, group_sums, &mut scales, &mut middles);
+                }
+                (Scales::Float16(s), Some(Scales::Float16(b))) if whole => {
+                    let both = [&s[part.clone()], &b[part]];
+                    four_affine(both, [groups, count], middle, group_sums, &mut scales, &mut middles);
+                }
+                _ => {
+                    let groups = [start, count];
+                    read_groups(matrix, rows, groups, middle, [group_sums], &mut scales, &mut middles);
+                }
+            }
             let (blocks, units) = (x.blocks.as_ptr().add(first), x.units.as_ptr().add(first * BLOCK / PART));
+            let codes = w.codes.as_ptr().add(first * BLOCK / 2);
             for r in 0..4 {
-                let codes = w.codes[rows[r] * row_bytes..][..row_bytes].as_ptr().add(first * BLOCK / 2);
+                let codes = codes.add(rows[r] * row_bytes);
                 sums[r] = add_row::<C, LANES>(
                     sums[r],
                     codes,
-                    [blocks, blocks.add(end - first)],
+                    blocks,
+                    end - first,
                     units,
                     scales[r].as_ptr().cast(),
                 );
@@ -168,8 +188,46 @@ unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usiz
     std::array::from_fn(|r| _mm256_add_ps(sums[r], middles[r][0]))
 }
 
-/// `sum`, and the products of a row's codes with the blocks from one to before another. Everything is read through
-/// pointers that move on, so that little but the arithmetic is in the loop.
+/// As [`read_groups`], of four rows of scales and biases, of which one begins `groups` after the other, and of `count`
+/// groups each, a multiple of eight.
+///
+/// # Safety
+/// The CPU must have AVX2, FMA and F16C; there must be `3 * groups + count` scales and biases, `count` sums, and room.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn four_affine<T: Eight>(
+    [scales, biases]: [&[T]; 2],
+    [groups, count]: [usize; 2],
+    middle: f32,
+    sums: *const f32,
+    rooms: &mut [Room; 4],
+    totals: &mut [[__m256; 1]; 4],
+) {
+    let (scales, biases, middle) = (scales.as_ptr(), biases.as_ptr(), _mm256_set1_ps(middle));
+    let rooms = rooms.each_mut().map(|room| room.as_mut_ptr().cast::<f32>());
+    // SAFETY: the caller vouches for all of it. Nothing is read where a prefetch points.
+    unsafe {
+        for r in 0..4 {
+            _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(r * groups + super::AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(biases.wrapping_add(r * groups + super::AHEAD).cast());
+        }
+        for at in (0..count).step_by(8) {
+            let sums = _mm256_loadu_ps(sums.add(at));
+            for r in 0..4 {
+                let scales = T::eight(scales.add(r * groups + at));
+                _mm256_storeu_ps(rooms[r].add(at), scales);
+                let centred = _mm256_fmadd_ps(middle, scales, T::eight(biases.add(r * groups + at)));
+                totals[r][0] = _mm256_fmadd_ps(centred, sums, totals[r][0]);
+            }
+        }
+        for room in rooms {
+            _mm256_storeu_ps(room.add(count), _mm256_setzero_ps());
+        }
+    }
+}
+
+/// `sum`, and the products of a row's codes with so many blocks from `x` on. Everything is read through pointers that
+/// move on, so that little but the arithmetic is in the loop.
 ///
 /// # Safety
 /// The CPU must have AVX2, FMA and F16C, and everything must be there.
@@ -178,33 +236,36 @@ unsafe fn four_rows<C: Nibbles, const LANES: usize>(matrix: &Matrix<'_>, n: usiz
 unsafe fn add_row<C: Nibbles, const LANES: usize>(
     mut sum: __m256,
     mut codes: *const u8,
-    [mut x, end]: [*const Block; 2],
+    mut x: *const Block,
+    blocks: usize,
     mut units: *const f32,
     mut scales: *const f32,
 ) -> __m256 {
     const BLOCKS: usize = PART / BLOCK;
     // SAFETY: the caller vouches for all of it. Nothing is read where a prefetch points.
     unsafe {
-        while x < end {
+        let add = |part: __m256, i: usize, codes: *const u8, x: *const Block, scales: *const f32| {
+            let scale = lane_scales::<LANES>(scales.add(i * 8 / LANES));
+            _mm256_fmadd_ps(block::<C>(codes.add(i * BLOCK / 2), x.add(i)), scale, part)
+        };
+        for _ in 0..blocks / BLOCKS {
             let mut part = _mm256_setzero_ps();
-            let mut add = |i: usize| {
-                let scale = lane_scales::<LANES>(scales.add(i * 8 / LANES));
-                part = _mm256_fmadd_ps(block::<C>(codes.add(i * BLOCK / 2), x.add(i)), scale, part);
-            };
-            let blocks = end.offset_from_unsigned(x).min(BLOCKS);
-            if blocks == BLOCKS {
-                for i in 0..BLOCKS {
-                    if i.is_multiple_of(2) {
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(i * BLOCK / 2 + AHEAD).cast());
-                    }
-                    add(i);
+            for i in 0..BLOCKS {
+                if i.is_multiple_of(2) {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(i * BLOCK / 2 + AHEAD).cast());
                 }
-            } else {
-                (0..blocks).for_each(add);
+                part = add(part, i, codes, x, scales);
             }
             sum = _mm256_fmadd_ps(part, _mm256_set1_ps(*units), sum);
             (codes, scales) = (codes.add(PART / 2), scales.add(PART / 8 / LANES));
-            (x, units) = (x.add(blocks), units.add(1));
+            (x, units) = (x.add(BLOCKS), units.add(1));
+        }
+        if !blocks.is_multiple_of(BLOCKS) {
+            let mut part = _mm256_setzero_ps();
+            for i in 0..blocks % BLOCKS {
+                part = add(part, i, codes, x, scales);
+            }
+            sum = _mm256_fmadd_ps(part, _mm256_set1_ps(*units), sum);
         }
     }
     sum

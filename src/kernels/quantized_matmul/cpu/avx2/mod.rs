@@ -176,6 +176,11 @@ fn columns_of(
     pool::for_each_piece(&mut pieces, 1, |_, piece| {
         for (matrix, first, columns) in piece {
             rows(matrix, *first, columns);
+            // Bits of magnitudes are in order as integers, and those that are not finite are the last.
+            let largest = columns.iter().fold(0, |max, sum| max.max((sum.to_bits() & 0x7fff_ffff) as i32));
+            if largest < f32::INFINITY.to_bits() as i32 {
+                continue;
+            }
             let mut row = None;
             for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
                 for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
