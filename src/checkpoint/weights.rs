@@ -11,7 +11,7 @@ use super::{Config, Files, QuantizationConfig, Rules, foreign, nearest};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
-use crate::ops::Quantization;
+use crate::ops::{self, Quantization};
 
 /// The weights of a model at some path: a cheap handle that a layer reads its parameters from.
 ///
@@ -34,6 +34,8 @@ struct Root {
     taken: RefCell<BTreeSet<String>>,
     /// Names that were asked for and are not there.
     absent: RefCell<BTreeSet<String>>,
+    /// What is missing or has another shape, where all of it is looked for.
+    faults: RefCell<Option<Vec<Error>>>,
     /// The matrices that were read, and how they are quantized.
     matrices: RefCell<BTreeMap<String, Option<Quantization>>>,
     /// Matrices whose inputs are rotated, and in blocks of what size.
@@ -88,8 +90,8 @@ impl Weights {
 
     fn new(source: Source, map: WeightMap, quantization: Option<QuantizationConfig>) -> Self {
         let (computed, taken, absent) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
-        let (matrices, rotations) = <(RefCell<_>, RefCell<_>)>::default();
-        let root = Root { source, map, quantization, computed, taken, absent, matrices, rotations };
+        let (matrices, rotations, faults) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
+        let root = Root { source, map, quantization, computed, taken, absent, faults, matrices, rotations };
         Self { root: Rc::new(root), path: String::new() }
     }
 
@@ -129,15 +131,54 @@ impl Weights {
 
     /// The weight `name`, which must have this shape.
     pub fn get_shaped(&self, name: &str, shape: &[i32]) -> Result<Array> {
-        let array = self.get(name)?;
-        if array.shape() == shape {
-            return Ok(array);
+        let error = match self.try_get(name)? {
+            Some(array) if array.shape() == shape => return Ok(array),
+            Some(array) => {
+                let (path, found) = (self.full(name), array.shape());
+                let message = format!("weight `{path}`: expected shape {shape:?}, found {found:?}");
+                Error::invalid(self.file(), message)
+            }
+            None => Error::MissingWeight { path: self.full(name), file: self.file() },
+        };
+        self.stand_in(error, shape)
+    }
+
+    /// What stands in for a weight that does not fit: zeros, where all those are looked for, else nothing.
+    pub(crate) fn stand_in(&self, error: Error, shape: &[i32]) -> Result<Array> {
+        const MOST: usize = 64;
+        match &mut *self.root.faults.borrow_mut() {
+            Some(faults) if faults.len() < MOST => {
+                faults.push(error);
+                ops::broadcast_to(&Array::from(0f32), shape)
+            }
+            _ => Err(error),
         }
-        let (path, found) = (self.full(name), array.shape());
-        Err(Error::invalid(
-            self.file(),
-            format!("weight `{path}`: expected shape {shape:?}, found {found:?}"),
-        ))
+    }
+
+    /// The model that `make` makes of all weights. Fails with everything that does not fit: weights that are
+    /// missing, have another shape, or are of no use.
+    pub(crate) fn make<M>(&self, make: impl Fn(&Self) -> Result<M>) -> Result<M> {
+        let first = match make(self).and_then(|model| self.finish().map(|()| model)) {
+            Ok(model) => return Ok(model),
+            Err(error) => error,
+        };
+        self.root.faults.replace(Some(Vec::new()));
+        self.root.taken.take();
+        self.root.absent.take();
+        let left = make(self).map(|_| self.unused()).unwrap_or_default();
+        let faults = self.root.faults.take().unwrap_or_default();
+        if faults.len() + left.len() < 2 || faults.is_empty() {
+            return Err(first);
+        }
+        let mut message = "the weights are not those of this config:".to_owned();
+        for fault in &faults {
+            let _ = match fault {
+                Error::MissingWeight { path, .. } => write!(message, "\n  missing weight `{path}`"),
+                Error::Invalid { message: what, .. } => write!(message, "\n  {what}"),
+                other => write!(message, "\n  {other}"),
+            };
+        }
+        Err(Error::invalid(self.file(), message + &self.list(&left)))
     }
 
     /// Whether there is a weight `name`. Asking does not count as taking it.
@@ -210,24 +251,35 @@ impl Weights {
     /// names it may have been meant for. A model's constructor ends with this call, so that each key
     /// of a checkpoint is used, or dropped by a rule that says why; or it has no elements.
     pub fn finish(&self) -> Result<()> {
-        const SUGGESTED: usize = 8;
-        let (taken, absent) = (self.root.taken.borrow(), self.root.absent.borrow());
-        let left = |tensor: &&TensorInfo| !taken.contains(&tensor.key) && !tensor.shape.contains(&0);
-        let unused: Vec<&TensorInfo> = self.tensors().filter(left).collect();
+        let unused = self.unused();
         if unused.is_empty() {
             return Ok(());
         }
-        let mut message = format!("{} weights that the model does not use:", unused.len());
+        let message = format!("{} weights that the model does not use:", unused.len()) + &self.list(&unused);
+        let advice = "\nAdd a rule that renames them, or one that drops them and says why.";
+        Err(Error::invalid(self.file(), message + advice))
+    }
+
+    /// The weights under this path that nothing asked for.
+    fn unused(&self) -> Vec<&TensorInfo> {
+        let taken = self.root.taken.borrow();
+        let left = |tensor: &&TensorInfo| !taken.contains(&tensor.key) && !tensor.shape.contains(&0);
+        self.tensors().filter(left).collect()
+    }
+
+    /// A line for each of them, with the name that it may have been meant for.
+    fn list(&self, unused: &[&TensorInfo]) -> String {
+        const SUGGESTED: usize = 8;
+        let (absent, mut lines) = (self.root.absent.borrow(), String::new());
         for (at, tensor) in unused.iter().enumerate() {
-            let _ = write!(message, "\n  {tensor}");
+            let _ = write!(lines, "\n  {tensor}");
             if at < SUGGESTED
                 && let Some(name) = nearest(&tensor.key, absent.iter().map(String::as_str), 1).first()
             {
-                let _ = write!(message, " (the model asked for `{name}`)");
+                let _ = write!(lines, " (the model asked for `{name}`)");
             }
         }
-        message.push_str("\nAdd a rule that renames them, or one that drops them and says why.");
-        Err(Error::invalid(self.file(), message))
+        lines
     }
 
     fn is_under(&self, key: &str) -> bool {

@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         return Err(Error::invalid(&args.model, message).into());
     }
     let model = models::load(&args.model)?;
-    let stop = stop_tokens(&args.model)?;
+    let stop = stop_tokens(&args.model, tokenizer.eos_id())?;
     let options = Options {
         max_tokens: args.max_tokens,
         sampling: args.sampling.sampling(Some(&tokenizer), &stop)?,

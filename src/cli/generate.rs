@@ -103,7 +103,8 @@ pub(super) fn run(args: &Args) -> Outcome {
     let model = models::load(&args.model)?;
     let draft =
         args.draft_model.as_deref().map(|dir| load_draft(dir, tokenizer.as_ref(), &*model)).transpose()?;
-    let stop = if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model)? };
+    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    let stop = if args.ignore_eos { Vec::new() } else { stop_tokens(&args.model, eos)? };
     let options = Options {
         max_tokens: args.max_tokens,
         sampling: args.sampling.sampling(tokenizer.as_ref(), &stop)?,

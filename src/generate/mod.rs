@@ -8,7 +8,8 @@
 //! let model = mlxport::models::load(dir)?;
 //! let tokenizer = mlxport::text::Tokenizer::load(dir)?;
 //! let prompt = tokenizer.encode_prompt("Once upon a time")?;
-//! let options = Options { max_tokens: 100, stop: stop_tokens(dir)?, ..Options::default() };
+//! let stop = stop_tokens(dir, tokenizer.eos_id())?;
+//! let options = Options { max_tokens: 100, stop, ..Options::default() };
 //! let mut cache = model.make_cache();
 //! for response in Text::new(Tokens::new(&*model, &mut cache, &prompt, options)?, &tokenizer) {
 //!     print!("{}", response?.text);

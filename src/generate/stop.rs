@@ -8,17 +8,27 @@ use crate::checkpoint::Config;
 use crate::error::{Error, Result};
 use crate::io::read::is_there;
 
+/// What ends the texts of Muse Spark, where its configs name nothing.
+const MUSE_SPARK: [i32; 2] = [200_001, 200_008];
+
 /// The tokens that end a text of the model in `dir`: `eos_token_id` of `generation_config.json`, else of
-/// `config.json`; a number or a list. Empty if neither has one.
-pub fn stop_tokens(dir: &Path) -> Result<Vec<i32>> {
+/// `config.json`, a number or a list; and `eos`, the tokenizer's own, which configs of fine-tuned models often
+/// don't know. Empty if there is none.
+pub fn stop_tokens(dir: &Path, eos: Option<i32>) -> Result<Vec<i32>> {
     let generation = dir.join("generation_config.json");
-    if is_there(&generation) {
-        let ids = eos_ids(&Config::read(generation)?)?;
-        if !ids.is_empty() {
-            return Ok(ids);
+    let mut ids = match is_there(&generation) {
+        true => eos_ids(&Config::read(generation)?)?,
+        false => Vec::new(),
+    };
+    if ids.is_empty() {
+        let config = Config::load(dir)?;
+        ids = eos_ids(&config)?;
+        if ids.is_empty() && config.model_type().is_ok_and(|name| name == "muse_spark") {
+            ids.extend(MUSE_SPARK);
         }
     }
-    eos_ids(&Config::load(dir)?)
+    ids.extend(eos.filter(|eos| !ids.contains(eos)));
+    Ok(ids)
 }
 
 fn eos_ids(config: &Config) -> Result<Vec<i32>> {

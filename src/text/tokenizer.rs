@@ -48,11 +48,19 @@ impl Tokenizer {
             None => read::whole(&path, MAX_FILE)?,
         };
         let config_path = dir.join("tokenizer_config.json");
-        let config = match in_file {
+        let mut config = match in_file {
             Some(config) => config,
             None if read::is_there(&config_path) => Config::read(&config_path)?.json().clone(),
             None => Value::Null,
         };
+        // How Muse Spark answers, its tokenizer does not say.
+        if Config::load(dir).is_ok_and(|config| config.model_type().is_ok_and(|name| name == "muse_spark")) {
+            for key in ["chat_template_type", "tool_parser_type"] {
+                if config[key].is_null() {
+                    config[key] = "muse_spark".into();
+                }
+            }
+        }
         let (bytes, mut special) = match path.extension() {
             _ if json.is_some() => (bytes, Map::new()),
             Some(extension) if extension == "json" => (bytes, Map::new()),

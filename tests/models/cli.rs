@@ -85,6 +85,29 @@ fn generate_reports_what_the_source_generates() {
     assert_eq!(succeed(&args), ids.join(",") + "\n");
 }
 
+/// Configs of fine-tuned models keep what ended the texts of the base model, or nothing.
+#[test]
+fn the_end_that_the_tokenizer_knows_ends_texts() {
+    let folder = copied();
+    let model = folder.path();
+    let ids = ["--prompt-ids", "5,6,7", "--max-tokens", "12"];
+    let run = || -> (Vec<i32>, Value) {
+        let report = generate(text(model), &ids);
+        (serde_json::from_value(report["tokens"].clone()).unwrap(), report["finish_reason"].clone())
+    };
+    let (tokens, _) = run();
+    let tokenizer = mlxport::text::Tokenizer::load(model).unwrap();
+    let end = tokenizer.token_of(tokens[4]).unwrap();
+    edit(model, "tokenizer_config.json", |json| json["eos_token"] = end.into());
+    let at = tokens.iter().position(|id| *id == tokens[4]).unwrap();
+    let ended = (tokens[..=at].to_vec(), Value::from("stop"));
+    assert_eq!(run(), ended);
+    for name in ["generation_config.json", "config.json"] {
+        edit(model, name, |json| drop(json.as_object_mut().unwrap().remove("eos_token_id")));
+    }
+    assert_eq!(run(), ended);
+}
+
 /// A copy of the bundled checkpoint, to be changed.
 fn copied() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -268,6 +291,32 @@ fn a_bad_checkpoint_is_one_clear_error() {
     assert!(message_of(truncated).contains("model.safetensors"));
     let empty = tempfile::tempdir().unwrap();
     assert!(message_of(empty).contains("config.json"));
+}
+
+/// Weights that are missing, have another shape or are of no use: all of them at once.
+#[test]
+fn all_that_does_not_fit_is_told() {
+    let tmp = spoiled(|_, _| {});
+    let (mut weights, metadata) =
+        mlxport::io::load_safetensors(tmp.path().join("model.safetensors")).unwrap();
+    let query = weights.remove("model.layers.0.self_attn.q_proj.weight").unwrap();
+    weights.insert("model.layers.0.self_attn.qq_proj.weight".into(), query);
+    weights.remove("model.norm.weight");
+    let narrow = weights["model.layers.0.mlp.up_proj.weight"].index(1..).unwrap();
+    weights.insert("model.layers.0.mlp.up_proj.weight".into(), narrow);
+    let file = tmp.path().join("model.safetensors");
+    let weights = weights.iter().map(|(name, array)| (name.as_str(), array));
+    mlxport::io::save_safetensors(&file, weights, &metadata).unwrap();
+    let message = fail(&["generate", "--model", text(tmp.path()), "--prompt-ids", "1"], 1);
+    for told in [
+        "missing weight `model.layers.0.self_attn.q_proj.weight`",
+        "missing weight `model.norm.weight`",
+        "`model.layers.0.mlp.up_proj.weight`: expected shape [",
+        "model.layers.0.self_attn.qq_proj.weight [32, 32] float32 (the model asked for \
+         `model.layers.0.self_attn.q_proj.weight`)",
+    ] {
+        assert!(message.contains(told), "{told}: {message}");
+    }
 }
 
 /// The bundled checkpoint, which has a tokenizer.

@@ -33,6 +33,25 @@ fn calls_are_those_of_mlx_lm() {
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// mlx-lm knows how Muse Spark answers by its `model_type`, unless the tokenizer says otherwise.
+#[test]
+fn muse_spark_answers_with_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny-qwen3/tokenizer.json");
+    std::fs::copy(bundled, dir.path().join("tokenizer.json")).unwrap();
+    let found = |model_type: &str| {
+        let config = json!({ "model_type": model_type }).to_string();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let format = mlxport::text::Tokenizer::load(dir.path()).unwrap().response_format();
+        (format.headers, format.tools, mlxport::generate::stop_tokens(dir.path(), Some(7)).unwrap())
+    };
+    assert_eq!(found("muse_spark"), (true, Some(ToolFormat::MuseSpark), vec![200_001, 200_008, 7]));
+    assert_eq!(found("llama"), (false, None, vec![7]));
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"tool_parser_type": "json_tools"}"#)
+        .unwrap();
+    assert_eq!(found("muse_spark").1, Some(ToolFormat::JsonTools));
+}
+
 #[test]
 fn a_format_is_found_as_mlx_lm_finds_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,9 +11,11 @@ use mlxport::checkpoint::Config;
 use mlxport::kernels;
 use mlxport::models::{self, LanguageModel};
 use mlxport::ops::Quantization;
+use mlxport::port::{Recipe, Rewrite, rewrite};
 use mlxport::{Array, Dtype, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// The largest error of logits over their standard deviation: in `float32`, and else.
 const EXACT: f64 = 2e-4;
@@ -320,6 +322,62 @@ fn a_zero_in_a_config_is_no_panic() {
     }
     assert!(panics.is_empty(), "{panics:?}");
     assert!(refused > seen.len(), "{refused}");
+}
+
+/// Which layers mlx-lm quantizes, and how (`tests/oracle/convert.py`): others it could not load.
+#[test]
+fn the_layers_of_every_architecture_are_quantized_that_mlx_lm_quantizes() {
+    let recorded: Value =
+        serde_json::from_str(include_str!("../fixtures/quantized_layers.json")).expect("it is ours");
+    let recorded = recorded.as_object().unwrap();
+    let (mut seen, mut failed) = (BTreeSet::new(), Vec::new());
+    for fixture in Fixture::all().into_iter().filter(|fixture| fixture.framework.starts_with("mlx")) {
+        let Some(ways) = recorded.get(&fixture.case).and_then(Value::as_object) else { continue };
+        seen.insert(fixture.case.clone());
+        let tmp = fixture.checkpoint(&fixture.config);
+        for (way, expected) in ways {
+            let options = Rewrite {
+                source: tmp.path().to_path_buf(),
+                out: tmp.path().join(way),
+                quantize: Some(Quantization::affine(32, 4)),
+                recipe: (way == "mixed_3_6").then_some(Recipe::Mixed3To6),
+                dequantize: false,
+                dtype: None,
+            };
+            let found = rewrite(&options, &mut |_, _| Ok(())).map(|done| {
+                let layers = layers(&options.out, &done.quantization.unwrap_or_default());
+                let digest = Sha256::digest(layers.concat());
+                let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+                (json!([layers.len(), digest]), layers)
+            });
+            match found {
+                Ok((found, _)) if found == *expected => {}
+                Ok((found, layers)) => failed.push(format!(
+                    "{}, {way}: {found}, not {expected}:\n{}",
+                    fixture.case,
+                    layers.concat()
+                )),
+                Err(error) => failed.push(format!("{}, {way}: {error}", fixture.case)),
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+    assert_eq!(seen.len(), recorded.len());
+}
+
+/// A line for each layer with scales: how the config says that it is quantized.
+fn layers(dir: &Path, quantization: &Value) -> Vec<String> {
+    let tensors = mlxport::io::load_safetensors(dir.join("model.safetensors")).unwrap().0;
+    let mut lines: Vec<String> = tensors
+        .keys()
+        .filter_map(|key| key.strip_suffix(".scales"))
+        .map(|path| {
+            let how = quantization.get(path).unwrap_or(quantization);
+            format!("{path} {} {}\n", how["group_size"], how["bits"])
+        })
+        .collect();
+    lines.sort();
+    lines
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
     python convert.py --mlxport target/debug/mlxport [--only NAME,...] CASES
     python convert.py --record ../fixtures/convert.json ../../assets/tiny-qwen3
+    python convert.py --layers ../fixtures/quantized_layers.json CASES...
 
 Needs mlx and mlx-lm. CASES is a folder of case directories, as the oracle of language models writes them. Each
 checkpoint is converted both ways, in several ways of quantizing; the tensors must be the same, bit for bit,
 mlx-lm must load ours, and its logits must equal those of its own. A second run must give the same bytes.
-`--record` writes digests of the tensors that mlx-lm makes of one checkpoint, and its `quantization`.
+`--record` writes digests of the tensors that mlx-lm makes of one checkpoint, and its `quantization`; `--layers`, for
+each case that `tests/fixtures/zoo` has, digests of which layers it quantizes, and how.
 """
 
 import argparse
@@ -18,10 +20,13 @@ import tempfile
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config, save_model
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 WAYS = {
     "plain": ([], {}),
     "q4": (["--quantize", "--bits", "4", "--group-size", "32"], {"group_size": 32, "bits": 4}),
@@ -104,18 +109,51 @@ def record(source, path):
     path.write_text(json.dumps(out, indent=1) + "\n")
 
 
+# Where ours are others still: routers in 8 bits where mlx-lm has the default or the other way round (both load), a
+# recipe for the residuals of Kimi K3, and BitNet's layers, which mlx-lm keeps ternary.
+OPEN = {("bitnet", "q4"), ("bitnet", "mixed_3_6"), ("kimi_k3", "mixed_3_6"), ("lfm2_moe", "q4"), ("olmoe", "q4"), ("qwen2_moe", "q4")}
+
+
+def layers(model, config, recipe):
+    """A line for each quantized layer, as `tests/port/convert.rs` writes it."""
+    predicate = mixed_quant_predicate_builder(recipe, model, 32) if recipe else None
+    model, _ = quantize_model(model, config, group_size=32, bits=4, quant_predicate=predicate)
+    quantized = [(path, layer) for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module) if "scales" in layer]
+    lines = sorted(f"{path} {layer.group_size} {layer.bits}\n" for path, layer in quantized)
+    return [len(lines), hashlib.sha256("".join(lines).encode()).hexdigest()[:16]]
+
+
+def record_layers(folders, path):
+    out = {}
+    for source in sorted(case.parent for folder in folders for case in folder.rglob("case.json")):
+        config = json.loads((source / "config.json").read_text())
+        if "quantization" in config or not (ROOT / "tests" / "fixtures" / "zoo" / f"{source.name}.json").exists():
+            continue
+        for way, recipe in {"q4": None, "mixed_3_6": "mixed_3_6"}.items():
+            if (source.name, way) in OPEN:
+                continue
+            try:
+                out.setdefault(source.name, {})[way] = layers(*load_model(source, lazy=True), recipe)
+            except (Exception, SystemExit) as error:
+                print(f"{source.name} {way}: mlx-lm fails: {error}")
+    path.write_text("{\n" + ",\n".join(f'"{name}": {json.dumps(ways)}' for name, ways in out.items()) + "\n}\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mlxport")
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--layers", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("cases", type=Path)
+    parser.add_argument("cases", type=Path, nargs="+")
     args = parser.parse_args()
     if args.record:
-        return record(args.cases, args.record)
+        return record(args.cases[0], args.record)
+    if args.layers:
+        return record_layers(args.cases, args.layers)
     only, failed = {n for n in args.only.split(",") if n}, 0
-    for source in sorted(path.parent for path in args.cases.rglob("case.json")):
+    for source in sorted(path.parent for folder in args.cases for path in folder.rglob("case.json")):
         if only and source.name not in only and source.name.split("__")[0] not in only:
             continue
         quantized = "quantization" in json.loads((source / "config.json").read_text())
