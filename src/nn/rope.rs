@@ -145,6 +145,12 @@ impl RopeConfig {
     fn scaling(&self) -> Option<&RopeScaling> {
         self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
+
+    /// The context before it was made longer: by default the longest sequence, or else `default`.
+    fn context(&self, default: f64) -> f64 {
+        let original = self.scaling().and_then(|scaling| scaling.original_max_position_embeddings);
+        original.or(self.max_position_embeddings.map(f64::from)).unwrap_or(default)
+    }
 }
 
 impl RopeScaling {
@@ -262,8 +268,10 @@ impl Rope {
                 let speed = Speed::DynamicNtk { base, factor: factor()?, max_position_embeddings };
                 return Ok(Self { speed, ..plain });
             }
-            "llama3" => (1.0, llama3(&wavelengths(dims, base), factor()?, scaling)?),
-            "yarn" | "deepseek_yarn" | "telechat3-yarn" => yarn(dims, base, factor()?, scaling)?,
+            "llama3" => (1.0, llama3(&wavelengths(dims, base), factor()?, config.context(8192.0), scaling)?),
+            "yarn" | "deepseek_yarn" | "telechat3-yarn" => {
+                yarn(dims, base, factor()?, config.context(4096.0), scaling)?
+            }
             "longrope" | "su" => {
                 let (magnitude, speed) = longrope(&wavelengths(dims, base), config, scaling)?;
                 return Ok(Self { magnitude, speed, ..plain });
@@ -397,8 +405,7 @@ fn wavelengths(dims: i32, base: f64) -> Vec<f64> {
 }
 
 /// Llama 3.1: long waves are stretched, short ones are not, and between the two it blends.
-fn llama3(periods: &[f64], factor: f64, scaling: &RopeScaling) -> Result<Vec<f64>> {
-    let context = scaling.original_max_position_embeddings.unwrap_or(8192.0);
+fn llama3(periods: &[f64], factor: f64, context: f64, scaling: &RopeScaling) -> Result<Vec<f64>> {
     let (low, high) = (scaling.low_freq_factor.unwrap_or(1.0), scaling.high_freq_factor.unwrap_or(4.0));
     let stretch = |&period: &f64| {
         let turns = context / (std::f64::consts::TAU * period);
@@ -416,8 +423,7 @@ fn llama3(periods: &[f64], factor: f64, scaling: &RopeScaling) -> Result<Vec<f64
 
 /// YaRN (Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023), with
 /// the magnitude as transformers takes it from the config.
-fn yarn(dims: i32, base: f64, factor: f64, scaling: &RopeScaling) -> Result<(f64, Vec<f64>)> {
-    let context = scaling.original_max_position_embeddings.unwrap_or(4096.0);
+fn yarn(dims: i32, base: f64, factor: f64, context: f64, scaling: &RopeScaling) -> Result<(f64, Vec<f64>)> {
     let dimension_of =
         |turns: f64| f64::from(dims) * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
     let mut low = dimension_of(scaling.beta_fast.unwrap_or(32.0));

@@ -99,6 +99,9 @@ k3["text_config"]["linear_attn_config"]["kda_layers"] = [1, 3, 4, 5, 7]
 case("kimi_k3__absent", "what its own class says of heads and dense layers, not Kimi Linear's; kinds of layers that it does not have", k3, complete=False)
 case("recurrent_gemma__uncapped", "no soft cap", cases.CASES["recurrent_gemma"].config() | dict(logits_soft_cap=None), complete=False)
 case("olmo_hybrid__no_rope", "no base: no positions", cases.CASES["olmo_hybrid"].config() | dict(rope_theta=None), complete=False)
+moe = cases.CASES["qwen3_5_moe"].config()
+moe["text_config"] |= dict(decoder_sparse_step=2, mlp_only_layers=[0])
+case("qwen3_5_moe__step", "experts in all layers, whatever the config says", moe, complete=False)
 for name in ("gemma2", "lfm2"):
     case(f"{name}__bf16", "bfloat16 weights and activations", cases.CASES[name].config(), dtype=mx.bfloat16)
 

@@ -6,6 +6,7 @@ DIR of `--oracle` is the folder of the generator, with `gen.py` and `cases_lm.py
 """
 
 import argparse
+import json
 import sys
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,9 +52,32 @@ lm("granitemoehybrid", "experts and a layer for all tokens, rope", granite4 | di
 lm("granitemoehybrid__dense", "no experts, no positions, tied", granite4 | dict(num_local_experts=0, num_experts_per_tok=0, position_embedding_type=None))
 lm("olmo_hybrid", "gated delta nets with a convolution each for q, k and v", base("olmo_hybrid", num_hidden_layers=4, layer_types=[LIN, LIN, LIN, FULL], num_key_value_heads=4, linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4, linear_allow_neg_eigval=True), init=((r"A_log$", common.normal(0.0, 0.4)),))
 lm("recurrent_gemma", "gated linear recurrences, a window of 8", base("recurrent_gemma", num_hidden_layers=3, num_key_value_heads=1, lru_width=80, conv1d_width=4, logits_soft_cap=30.0, attention_window_size=8, hidden_activation="gelu_pytorch_tanh", block_types=["recurrent", "recurrent", "attention"], partial_rotary_factor=0.5, tie_word_embeddings=True))
+lm("recurrent_gemma__null", "as many key heads as heads, where the config has null", base("recurrent_gemma", num_hidden_layers=3, num_key_value_heads=None, lru_width=None, conv1d_width=4, attention_window_size=8, hidden_activation="gelu_pytorch_tanh", block_types=["recurrent", "recurrent", "attention"], tie_word_embeddings=True))
 minimax = base("minimax", num_hidden_layers=4, head_dim=16, num_local_experts=4, num_experts_per_tok=2, block_size=8, full_attn_alpha_factor=1.2, full_attn_beta_factor=0.9, linear_attn_alpha_factor=1.1, linear_attn_beta_factor=0.8, mlp_alpha_factor=1.3, mlp_beta_factor=0.7)
 lm("minimax", "lightning attention and softmax attention in turn, scaled residuals", minimax)
 lm("minimax__types", "layers by their types, interleaved groups of heads", minimax | dict(layer_types=[LIN, LIN, FULL], num_hidden_layers=3, head_dim=24, sliding_window=None))
+
+lm("phi__tied", "a tied head with a bias", base("phi", layer_norm_eps=1e-5, partial_rotary_factor=0.5, hidden_act="gelu_new", num_hidden_layers=2, tie_word_embeddings=True))
+lm("gpt_neox__tied", "a tied head", dict(cases_lm.neox, num_hidden_layers=2, tie_word_embeddings=True))
+lm("gemma2__untied", "a head of its own", base("gemma2", head_dim=24, num_hidden_layers=2, query_pre_attn_scalar=32, sliding_window=8, tie_word_embeddings=False))
+lm("cohere__untied", "a head of its own", base("cohere", layer_norm_eps=1e-5, logit_scale=0.5, num_hidden_layers=2, tie_word_embeddings=False))
+lm("gemma3_text__capped", "a cap of the scores that only the config has", cases_lm.gemma3_text | dict(num_hidden_layers=3, attn_logit_softcapping=3.0))
+lm("gemma4_text__last", "a last layer that sees all positions, whatever `layer_types` says", cases_lm.gemma4_text | dict(num_hidden_layers=4, layer_types=[SLIDE, FULL, SLIDE, SLIDE], num_kv_shared_layers=0, hidden_size_per_layer_input=0), init=cases_lm.g4init)
+lm("ministral3__sliding", "every layer slides", base("ministral3", head_dim=16, sliding_window=8, rope_parameters=dict(rope_theta=10000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=8, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.3)))
+lm("qwen3__yarn", "YaRN of the longest sequence, where no original one is told", base("qwen3", head_dim=24, num_hidden_layers=2, max_position_embeddings=128, rope_scaling=dict(rope_type="yarn", factor=4.0)))
+
+
+def without_windows(path):
+    """Takes out how many layers have no window."""
+    for name in ("config.json", "config_legacy.json"):
+        config = json.loads((path / name).read_text())
+        del config["max_window_layers"], config["layer_types"]
+        (path / name).write_text(json.dumps(config, indent=2) + "\n")
+
+
+lm("qwen2__few", "fewer layers than those that have no window by default", base("qwen2", num_hidden_layers=2, use_sliding_window=True, sliding_window=4, max_window_layers=28), after=without_windows)
+lm("minimax__sliding", "softmax attention in windows", minimax | dict(num_hidden_layers=2, sliding_window=5))
+lm("nemotron_h__tied", "a head of its own, though the config says that it is tied", cases_lm.nemo_h | dict(tie_word_embeddings=True))
 
 
 def vl(name, notes, text, vision, cls, **config):

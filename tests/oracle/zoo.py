@@ -170,6 +170,18 @@ def without_nvfp4(directory):
     (directory / "config.json").write_text(json.dumps(config))
 
 
+def with_idle_experts(directory, config):
+    """Gives experts that do nothing weights, which transformers stacks with the others' and published files lack."""
+    from safetensors.numpy import load_file, save_file
+
+    path, first = directory / "model.safetensors", config["n_routed_experts"]
+    tensors = load_file(path)
+    for key in [key for key in tensors if ".experts.0.gate_" in key or ".experts.0.up_" in key]:
+        for i in range(first, first + config["zero_expert_num"]):
+            tensors[key.replace(".experts.0.", f".experts.{i}.")] = np.zeros_like(tensors[key])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 class Mlx:
     has_chunks = True
 
@@ -242,6 +254,8 @@ class Transformers:
     def load(self, directory):
         classes = self.transformers.AutoModelForCausalLM, self.transformers.AutoModelForImageTextToText
         config = self.transformers.AutoConfig.from_pretrained(directory)
+        if config.model_type == "longcat_flash":
+            with_idle_experts(directory, json.loads((directory / "config.json").read_text()))
         load = classes[type(config) not in classes[0]._model_mapping].from_pretrained
         model, info = load(
             directory, dtype=self.torch.float32, attn_implementation="eager", output_loading_info=True

@@ -195,13 +195,19 @@ impl Names {
 }
 
 impl Rules {
-    /// And without a head, where it is tied to the embeddings.
+    /// And without a head, but for its bias, where it is tied to the embeddings.
     pub fn tied_head(self, tied: impl Into<Option<bool>>) -> Self {
-        match tied.into() {
-            Some(true) => self.drop("lm_head.*", "tied to the embeddings"),
-            _ => self,
+        if tied.into() != Some(true) {
+            return self;
         }
+        let drop = |rules: Self, part: &str| rules.drop(format!("lm_head.{part}"), "tied to the embeddings");
+        ["weight", "scales", "biases"].into_iter().fold(self, drop)
     }
+}
+
+/// Of a model whose head is tied unless its config has `tied` as false: then the checkpoint decides (`None`).
+pub fn tied_by_default(tied: Option<bool>) -> Option<bool> {
+    (tied != Some(false)).then_some(true)
 }
 
 /// A language model whose layers come one after the other.
@@ -217,6 +223,8 @@ pub struct Decoder<L> {
     pub norm: Norm,
     /// `None` if tied to the embeddings.
     pub lm_head: Option<Linear>,
+    /// `[vocab_size]`: what a tied head adds.
+    pub head_bias: Option<Array>,
     /// Learned positions, `[positions, dims]`, added to the embeddings, and where the checkpoint has them.
     pub positions: Option<(&'static str, Embedding)>,
     /// Factor of the embeddings.
@@ -251,17 +259,16 @@ impl<L: DecoderLayer> Decoder<L> {
         count: usize,
         layer: impl Fn(usize, &Weights) -> Result<L>,
     ) -> Result<Self> {
-        let tied = tied.unwrap_or_else(|| {
-            let head = w.pp(names.head);
-            !head.contains("weight")
-        });
-        let layers = w.pp(names.layers);
+        let (head, layers) = (w.pp(names.head), w.pp(names.layers));
+        let tied = tied.unwrap_or_else(|| !head.contains("weight"));
+        let bias = (tied && head.contains("bias")).then(|| head.get_shaped("bias", &[vocab_size]));
         Ok(Self {
             names,
             embed_tokens: w.embedding(names.embed, vocab_size, dims)?,
             layers: (0..count).map(|i| layer(i, &layers.pp(i))).collect::<Result<_>>()?,
             norm: norm(names.norm)?,
             lm_head: if tied { None } else { Some(w.linear(names.head, dims, vocab_size)?) },
+            head_bias: bias.transpose()?,
             positions: None,
             embed_scale: None,
             embed_norm: None,
@@ -307,6 +314,9 @@ impl<L: DecoderLayer> Decoder<L> {
                 Some(head) => head.forward(h)?,
                 None => self.embed_tokens.as_linear(h)?,
             };
+            if let Some(bias) = &self.head_bias {
+                logits = (&logits + bias)?;
+            }
             if let Some(factor) = self.logits.factor {
                 logits = (logits * factor)?;
             }
@@ -323,7 +333,9 @@ impl<L: DecoderLayer> Module for Decoder<L> {
         }
         self.layers.visit(&join(path, self.names.layers), f);
         self.norm.visit(&join(path, self.names.norm), f);
-        self.lm_head.visit(&join(path, self.names.head), f);
+        let head = join(path, self.names.head);
+        self.lm_head.visit(&head, f);
+        self.head_bias.visit(&join(&head, "bias"), f);
     }
     fn visit_mut(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Array)) {
         self.embed_tokens.visit_mut(&join(path, self.names.embed), f);
@@ -332,7 +344,9 @@ impl<L: DecoderLayer> Module for Decoder<L> {
         }
         self.layers.visit_mut(&join(path, self.names.layers), f);
         self.norm.visit_mut(&join(path, self.names.norm), f);
-        self.lm_head.visit_mut(&join(path, self.names.head), f);
+        let head = join(path, self.names.head);
+        self.lm_head.visit_mut(&head, f);
+        self.head_bias.visit_mut(&join(&head, "bias"), f);
     }
 }
 

@@ -32,7 +32,7 @@ pub use causal_conv::{CausalConv, unpadded};
 pub use compressed_attention::{CompressedAttention, CompressedConfig, SharedGroups};
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextConfig,
-    TextPart, text_rules,
+    TextPart, text_rules, tied_by_default,
 };
 pub use delta_attention::{DeltaAttention, DeltaSizes, Inputs};
 pub use gated_attention::GatedAttention;

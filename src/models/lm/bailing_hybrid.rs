@@ -97,7 +97,7 @@ pub fn rules(args: &Args) -> Rules {
         .when("*.attention.query_key_value.weight", ling_2)
         .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}")
         .transpose("*_conv1d.weight [_, 1, _]", &[0, 2, 1]);
-    args.latent.split_rules(rules).tied_head(args.tie_word_embeddings)
+    args.latent.split_rules(rules)
 }
 
 /// The model.
@@ -108,7 +108,8 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    // A head that is there is used, whatever the config says.
+    let (layers, tied) = (args.num_hidden_layers, (!args.tie_word_embeddings).then_some(false));
     let names = BlockNames { mixer: "attention", ..BlockNames::LLAMA };
     Decoder::new(w, NAMES, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         let block = Block::new(

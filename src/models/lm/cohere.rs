@@ -6,7 +6,9 @@ use serde::Deserialize;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
-use crate::models::blocks::{Attention, Block, Decoder, LayerType, LogitsScale, Mlp, Names, Order};
+use crate::models::blocks::{
+    Attention, Block, Decoder, LayerType, LogitsScale, Mlp, Names, Order, tied_by_default,
+};
 use crate::nn::activations::Activation;
 use crate::nn::{LayerNorm, Norm, Rope, RopeConfig};
 
@@ -28,6 +30,7 @@ pub struct Args {
     #[serde(default)]
     hidden_act: Activation,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     layer_types: Option<Vec<LayerType>>,
     sliding_window: Option<i32>,
     /// Every so many layers one sees all positions, where there are no `layer_types`.
@@ -76,8 +79,9 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(true)
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    rules.tied_head(tied_by_default(args.tie_word_embeddings))
 }
 
 /// The model.
@@ -88,8 +92,8 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.layer_norm_eps);
     let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.into());
-    let layers = args.num_hidden_layers;
-    let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], Some(true), norm, layers, |i, w| {
+    let (layers, tied) = (args.num_hidden_layers, tied_by_default(args.tie_word_embeddings));
+    let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         let norm = w.layer_norm("input_layernorm", dims, eps)?;
         let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?;
         let block = Block::new(attention(args, i, &w.pp("self_attn"))?, mlp, norm.clone(), norm);

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
-use crate::models::blocks::{Attention, Block, Decoder, Mlp, Names, Sizes};
+use crate::models::blocks::{Attention, Block, Decoder, Mlp, Names, Sizes, tied_by_default};
 use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
@@ -22,11 +22,15 @@ impl Args {
     pub fn check(&self) -> Result<()> {
         self.sizes.checks("gemma").done()
     }
+
+    fn tied(&self) -> Option<bool> {
+        tied_by_default(self.sizes.tie_word_embeddings)
+    }
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(true)
+pub fn rules(args: &Args) -> Rules {
+    Sizes { tie_word_embeddings: args.tied(), ..args.sizes.clone() }.rules()
 }
 
 /// The model.
@@ -35,8 +39,7 @@ pub type Model = Decoder<Block<Attention, Mlp>>;
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
-    // The head is tied whatever the config says.
-    let sizes = &Sizes { tie_word_embeddings: Some(true), ..args.sizes.clone() };
+    let sizes = &Sizes { tie_word_embeddings: args.tied(), ..args.sizes.clone() };
     let (dims, hidden) = (sizes.hidden_size, sizes.intermediate_size);
     let rope = Rope::new(sizes.head_dim(), &args.rope, 10_000.0)?;
     let norm = Sizes::shifted_norm;

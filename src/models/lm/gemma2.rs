@@ -6,7 +6,9 @@ use serde::Deserialize;
 use crate::checkpoint::{Rules, Weights};
 use crate::error::Result;
 use crate::models::Checks;
-use crate::models::blocks::{Attention, Decoder, LayerType, LogitsScale, Mlp, Names, Sandwich, sandwich};
+use crate::models::blocks::{
+    Attention, Decoder, LayerType, LogitsScale, Mlp, Names, Sandwich, sandwich, tied_by_default,
+};
 use crate::nn::activations::Activation;
 use crate::nn::{Rope, RopeConfig};
 
@@ -21,6 +23,7 @@ pub struct Args {
     attn_logit_softcapping: Option<f32>,
     #[serde(default = "logits_cap")]
     final_logit_softcapping: Option<f32>,
+    tie_word_embeddings: Option<bool>,
 }
 
 fn vocab_size() -> i32 {
@@ -136,8 +139,9 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config").tied_head(true)
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    rules.tied_head(tied_by_default(args.tie_word_embeddings))
 }
 
 /// The model.
@@ -147,7 +151,8 @@ pub type Model = Decoder<Sandwich<Attention, Mlp>>;
 pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let rope = Rope::new(args.base.head_dim, &args.base.rope, 10_000.0)?;
-    args.base.model(w, args.vocab_size, Some(true), args.final_logit_softcapping, |i, w| {
+    let tied = tied_by_default(args.tie_word_embeddings);
+    args.base.model(w, args.vocab_size, tied, args.final_logit_softcapping, |i, w| {
         Ok(Attention {
             rope: Some(rope.clone()),
             cap: args.attn_logit_softcapping,

@@ -1,5 +1,5 @@
-//! Gemma 3: Gemma 2 without caps, with norms of the queries and keys of each head, and windows, with
-//! rotary positions of their own, in most layers.
+//! Gemma 3: Gemma 2 without a cap of the scores, whatever the config says, with norms of the queries and
+//! keys of each head, and windows, with rotary positions of their own, in most layers.
 
 use serde::Deserialize;
 
@@ -16,7 +16,6 @@ pub struct Args {
     #[serde(flatten)]
     base: Base,
     pub(super) vocab_size: Option<i32>,
-    attn_logit_softcapping: Option<f32>,
     final_logit_softcapping: Option<f32>,
     /// Every so many layers one sees all positions, where there are no `layer_types`.
     sliding_window_pattern: Option<usize>,
@@ -26,7 +25,7 @@ pub struct Args {
 impl Args {
     /// Fails for sizes that no model has.
     pub fn check(&self) -> Result<()> {
-        let caps = [self.attn_logit_softcapping, self.final_logit_softcapping];
+        let caps = [None, self.final_logit_softcapping];
         self.base.checks("gemma3_text", self.vocab_size(), caps).done()
     }
 
@@ -66,7 +65,6 @@ fn attention(args: &Args, layer: usize, w: &Weights) -> Result<Attention> {
         q_norm: norm("q_norm")?,
         k_norm: norm("k_norm")?,
         rope: Some(Rope::new(head_dim, &rope, 1_000_000.0)?),
-        cap: args.attn_logit_softcapping,
         window: base.sliding_window.filter(|_| slides),
         ..base.attention(w)?
     })

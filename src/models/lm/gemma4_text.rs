@@ -115,6 +115,19 @@ impl Args {
         self.layer_types.clone().unwrap_or_else(|| (0..self.num_hidden_layers).map(default).collect())
     }
 
+    /// With a last layer that sees all positions, whatever the config says, unless the checkpoint has one
+    /// with the heads of a window.
+    fn ended(&self, w: &Weights) -> Self {
+        let last = self.num_hidden_layers.saturating_sub(1);
+        let mut types = self.layer_types();
+        types.iter_mut().skip(last).for_each(|last| *last = LayerType::FullAttention);
+        let ended = Self { layer_types: Some(types), ..self.clone() };
+        let norm = w.full(format_args!("model.layers.{last}.self_attn.q_norm.weight"));
+        let found = w.tensors().find(|tensor| last < self.num_hidden_layers && tensor.key == norm);
+        let has = |args: &Self| found.is_some_and(|norm| norm.shape == [args.heads(last)[2]]);
+        if has(self) && !has(&ended) { self.clone() } else { ended }
+    }
+
     /// Heads, key heads, and their size.
     fn heads(&self, layer: usize) -> [i32; 3] {
         let mut heads = [self.num_attention_heads, self.num_key_value_heads, self.head_dim];
@@ -357,6 +370,8 @@ parameters!(Model {
 
 /// Reads the weights that `args` call for.
 pub fn model(args: &Args, root: &Weights) -> Result<Model> {
+    args.check()?;
+    let args = &args.ended(root);
     args.check()?;
     let (dims, eps, count) = (args.hidden_size, args.rms_norm_eps, args.num_hidden_layers as i32);
     let (w, size, types) = (root.pp("model"), args.hidden_size_per_layer_input, args.layer_types());

@@ -20,6 +20,7 @@ pub struct Args {
     intermediate_size: Option<i32>,
     layer_norm_eps: f32,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     hidden_act: Option<Activation>,
     rotary_emb_base: Option<f64>,
     rotary_pct: Option<f64>,
@@ -47,14 +48,18 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
+pub fn rules(args: &Args) -> Rules {
+    let head = match args.tie_word_embeddings {
+        Some(true) => Rules::new().drop("embed_out.*", "tied to the embeddings"),
+        _ => Rules::new().rename("embed_out.*", "model.embed_out.*"),
+    };
     Rules::new()
         .drop("*.attention.bias", "the causal mask")
         .drop("*.attention.masked_bias", "the causal mask")
         .drop("*.rotary_emb.inv_freq", "computed from the config")
         .rename("gpt_neox.layers.*", "model.h.*")
         .rename("gpt_neox.*", "model.*")
-        .rename("embed_out.*", "model.embed_out.*")
+        .append(head)
 }
 
 /// The model.
@@ -92,5 +97,6 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
             )
         })
     };
-    Decoder::new(w, names, [args.vocab_size, dims], Some(false), norm, args.num_hidden_layers, layer)
+    let (sizes, tied) = ([args.vocab_size, dims], args.tie_word_embeddings);
+    Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, layer)
 }

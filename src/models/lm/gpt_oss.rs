@@ -21,6 +21,7 @@ pub struct Args {
     experts: ExpertCount,
     num_experts_per_tok: i32,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     rms_norm_eps: f32,
     hidden_size: i32,
     intermediate_size: i32,
@@ -43,6 +44,7 @@ impl Default for Args {
             experts: ExpertCount::default(),
             num_experts_per_tok: 4,
             vocab_size: 201_088,
+            tie_word_embeddings: None,
             rms_norm_eps: 1e-5,
             hidden_size: 2880,
             intermediate_size: 2880,
@@ -90,7 +92,7 @@ impl Args {
 
 /// How the names of a checkpoint become the model's. Published experts have their gate and up projections
 /// interleaved: in mxfp4, as blocks of 16 bytes with their scales, or dense, `[experts, in, out]`.
-pub fn rules(_: &Args) -> Rules {
+pub fn rules(args: &Args) -> Rules {
     let dealt = |rules: Rules, from: &str, to: &str, axis| {
         let [gate, up] = ["gate_proj", "up_proj"].map(|name| format!("*.experts.{name}.{to}"));
         rules.deal(&format!("*.experts.gate_up_proj{from}"), &[&gate, &up], axis)
@@ -105,7 +107,8 @@ pub fn rules(_: &Args) -> Rules {
         .rename("*.experts.down_proj_scales", "*.experts.down_proj.scales")
         .rename("*.experts.down_proj_bias", "*.experts.down_proj.bias");
     let parts = [("", "weight"), ("_blocks", "weight"), ("_scales", "scales"), ("_bias", "bias")];
-    parts.into_iter().fold(rules, |rules, (from, to)| dealt(rules, from, to, 1))
+    let rules = parts.into_iter().fold(rules, |rules, (from, to)| dealt(rules, from, to, 1));
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -117,7 +120,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
     let layers = args.num_hidden_layers;
-    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], Some(false), norm, layers, |i, w| {
+    Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], args.tie_word_embeddings, norm, layers, |i, w| {
         Ok(Block::new(
             attention(args, i, &w.pp("self_attn"))?,
             experts(args, &w.pp("mlp"))?,

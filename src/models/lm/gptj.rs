@@ -19,6 +19,7 @@ pub struct Args {
     rotary_dim: Option<i32>,
     layer_norm_epsilon: f32,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     activation_function: Option<Activation>,
     #[serde(flatten)]
     rope: RopeConfig,
@@ -45,11 +46,12 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
+pub fn rules(args: &Args) -> Rules {
     Rules::new()
         .drop("*.attn.bias", "the causal mask")
         .drop("*.attn.masked_bias", "the causal mask")
         .rename("transformer.*", "model.*")
+        .tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -78,5 +80,5 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
             residual_scale: None,
         })
     };
-    Decoder::new(w, names, [args.vocab_size, dims], Some(false), norm, args.n_layer, layer)
+    Decoder::new(w, names, [args.vocab_size, dims], args.tie_word_embeddings, norm, args.n_layer, layer)
 }

@@ -44,12 +44,12 @@ impl Args {
             .done()
     }
 
-    /// How many positions a layer sees; `None` for all. Mistral has no `layer_types`: all its layers
-    /// slide, or none.
+    /// How many positions a layer sees; `None` for all. Mistral and Ministral 3 have no `layer_types`: all
+    /// their layers slide, or none.
     fn window(&self, layer: usize) -> Option<i32> {
         let slides = match &self.layer_types {
             Some(types) => types[layer] == LayerType::SlidingAttention,
-            None => self.model_type == "mistral",
+            None => matches!(self.model_type.as_str(), "mistral" | "ministral3"),
         };
         self.sliding_window.filter(|_| slides)
     }

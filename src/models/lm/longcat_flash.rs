@@ -35,6 +35,7 @@ pub struct Args {
     norm_topk_prob: bool,
     num_layers: usize,
     pub(super) vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     rms_norm_eps: f32,
     mla_scale_q_lora: Option<bool>,
     mla_scale_kv_lora: Option<bool>,
@@ -80,7 +81,8 @@ impl Args {
         let (dims, eps) = (self.hidden_size, self.rms_norm_eps);
         let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
         let (names, sizes) = (Names { embed, ..Names::LLAMA }, [self.vocab_size, dims]);
-        Decoder::new(w, names, sizes, Some(false), norm, self.num_layers, |_, w| Layer::new(self, w))
+        let tied = self.tie_word_embeddings;
+        Decoder::new(w, names, sizes, tied, norm, self.num_layers, |_, w| Layer::new(self, w))
     }
 }
 
@@ -91,7 +93,7 @@ pub fn rules(args: &Args) -> Rules {
         .drop("model.mtp.*", "predict further tokens, for speculation")
         .drop(format!("*.mlp.experts.{{#{}..}}.*", args.n_routed_experts), "experts that give what they get")
         .stack("*.mlp.experts.{#}.{}.{}", "*.mlp.switch_mlp.{}.{}");
-    args.latent.split_rules(rules)
+    args.latent.split_rules(rules).tied_head(args.tie_word_embeddings)
 }
 
 /// The model.

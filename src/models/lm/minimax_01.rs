@@ -25,6 +25,8 @@ pub struct Args {
     #[serde(flatten)]
     experts: ExpertCount,
     rotary_dim: Option<i32>,
+    /// How many positions a layer that attends sees; `None` for all.
+    sliding_window: Option<i32>,
     layer_types: Option<Vec<MixerType>>,
     /// 0 for linear attention.
     attn_type_list: Option<Vec<u8>>,
@@ -59,6 +61,7 @@ impl Args {
             .checks("minimax_01")
             .that(factors.as_flattened().iter().all(|f| f.is_finite()), || format!("factors of {factors:?}"))
             .that((1..=1 << 28).contains(&width), || format!("projections to {width} features"))
+            .size("sliding_window", self.sliding_window.unwrap_or(1))
             .layer_types(layers, self.layer_types.as_deref())
             .layer_types(layers, self.attn_type_list.as_deref())
             .routing(self.experts.get(), &self.routing())
@@ -120,7 +123,8 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
 
 fn attention(args: &Args, w: &Weights) -> Result<Attention> {
     let turning = args.rotary_dim.map_or_else(|| args.rope.dims(args.sizes.head_dim(), 1.0), Ok)?;
-    Ok(Attention { rope: Some(Rope::new(turning, &args.rope, 1e6)?), ..args.sizes.attention(w)? })
+    let rope = Some(Rope::new(turning, &args.rope, 1e6)?);
+    Ok(Attention { rope, window: args.sliding_window, keeps_all: true, ..args.sizes.attention(w)? })
 }
 
 /// A layer whose residuals are what its norms give: `h = alpha n(x) + beta attention(n(x))`, and so on.

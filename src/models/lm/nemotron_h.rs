@@ -136,7 +136,7 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(args: &Args) -> Rules {
+pub fn rules(_: &Args) -> Rules {
     Rules::new()
         .drop("mtp.*", "predicts further tokens, which generation does not use")
         .rename("model.*", "backbone.*")
@@ -145,7 +145,6 @@ pub fn rules(args: &Args) -> Rules {
         .stack("*.mixer.experts.{#}.down_proj.{}", "*.mixer.switch_mlp.fc2.{}")
         .rename("*.mixer.experts.up_proj", "*.mixer.switch_mlp.fc1.weight")
         .rename("*.mixer.experts.down_proj", "*.mixer.switch_mlp.fc2.weight")
-        .tied_head(args.tie_word_embeddings)
 }
 
 /// Experts without gates, which may work on fewer features than the model has, and one for all tokens.
@@ -235,6 +234,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         };
         Ok(MixerBlock { mixer, norm: w.rms_norm("norm", dims, eps)? })
     };
-    let sizes = [args.vocab_size, dims];
-    Decoder::new(w, Names::MAMBA, sizes, args.tie_word_embeddings, norm, parts.len(), layer)
+    // A head that is there is used, whatever the config says.
+    let (sizes, tied) = ([args.vocab_size, dims], args.tie_word_embeddings.filter(|tied| !tied));
+    Decoder::new(w, Names::MAMBA, sizes, tied, norm, parts.len(), layer)
 }

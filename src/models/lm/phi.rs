@@ -20,6 +20,7 @@ pub struct Args {
     num_key_value_heads: Option<i32>,
     layer_norm_eps: f32,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     hidden_act: Activation,
     qk_layernorm: bool,
     #[serde(flatten)]
@@ -36,6 +37,7 @@ impl Default for Args {
             num_key_value_heads: None,
             layer_norm_eps: 1e-5,
             vocab_size: 51_200,
+            tie_word_embeddings: None,
             hidden_act: Activation::GeluTanh,
             qk_layernorm: false,
             rope: RopeConfig::default(),
@@ -61,8 +63,9 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config")
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -102,5 +105,6 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
             residual_scale: None,
         })
     };
-    Decoder::new(w, names, [args.vocab_size, dims], Some(false), norm, args.num_hidden_layers, layer)
+    let (sizes, tied) = ([args.vocab_size, dims], args.tie_word_embeddings);
+    Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, layer)
 }

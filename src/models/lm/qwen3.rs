@@ -17,10 +17,14 @@ pub struct Args {
     sliding_window: Option<i32>,
     #[serde(default)]
     use_sliding_window: bool,
-    #[serde(default)]
+    #[serde(default = "max_window_layers")]
     max_window_layers: usize,
     #[serde(flatten)]
     rope: RopeConfig,
+}
+
+fn max_window_layers() -> usize {
+    28
 }
 
 impl Args {

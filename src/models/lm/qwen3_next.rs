@@ -15,6 +15,8 @@ use crate::nn::{Rope, RopeConfig};
 /// The config. The defaults are those of Qwen3.5, whose language model is built in the same way.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Args {
+    #[serde(default)]
+    model_type: String,
     hidden_size: i32,
     num_hidden_layers: usize,
     #[serde(default)]
@@ -94,8 +96,14 @@ impl Args {
         }
     }
 
+    /// Qwen3.5 has experts in all layers, whose weights sum to 1, whatever its config says.
+    fn is_qwen3_5(&self) -> bool {
+        self.model_type.starts_with("qwen3_5")
+    }
+
     fn routing(&self) -> Routing {
-        Routing { normalize: self.norm_topk_prob, ..Routing::new(self.num_experts_per_tok, Scoring::Softmax) }
+        let normalize = self.norm_topk_prob || self.is_qwen3_5();
+        Routing { normalize, ..Routing::new(self.num_experts_per_tok, Scoring::Softmax) }
     }
 
     fn attends(&self, layer: usize) -> bool {
@@ -107,7 +115,8 @@ impl Args {
 
     fn has_experts(&self, layer: usize) -> bool {
         let dense = self.mlp_only_layers.as_ref().is_some_and(|layers| layers.contains(&layer));
-        self.num_experts > 0 && !dense && (layer + 1).is_multiple_of(self.decoder_sparse_step)
+        let sparse = !dense && (layer + 1).is_multiple_of(self.decoder_sparse_step);
+        self.num_experts > 0 && (sparse || self.is_qwen3_5())
     }
 }
 

@@ -19,6 +19,7 @@ pub struct Args {
     num_key_value_heads: i32,
     layer_norm_eps: f32,
     vocab_size: i32,
+    tie_word_embeddings: Option<bool>,
     #[serde(default)]
     hidden_act: Activation,
     #[serde(default)]
@@ -43,8 +44,9 @@ impl Args {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
-    Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config")
+pub fn rules(args: &Args) -> Rules {
+    let rules = Rules::new().drop("*.rotary_emb.inv_freq", "computed from the config");
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// The model.
@@ -55,8 +57,8 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.layer_norm_eps);
     let norm = |name: &str| Ok(w.layer_norm(name, dims, eps)?.into());
-    let (sizes, layers) = ([args.vocab_size, dims], args.num_hidden_layers);
-    Decoder::new(w, Names::LLAMA, sizes, Some(false), norm, layers, |_, w| {
+    let (sizes, layers, tied) = ([args.vocab_size, dims], args.num_hidden_layers, args.tie_word_embeddings);
+    Decoder::new(w, Names::LLAMA, sizes, tied, norm, layers, |_, w| {
         let attention = attention(args, &w.pp("self_attn"))?;
         let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_act)?;
         let norm1 = w.layer_norm("input_layernorm", dims, eps)?;
