@@ -10,7 +10,7 @@ ORACLE ?= ../shared/oracle
 # The kernels without MLX.
 BARE := --manifest-path tests/bare/Cargo.toml --target-dir target/bare --locked
 
-.PHONY: deps demo test test-large test-sanitize test-emulated lint doc bench parity
+.PHONY: deps demo test test-large test-sanitize test-emulated fuzz lint doc bench parity
 
 deps: ## Installs what the native build needs, where it is missing
 	@scripts/deps
@@ -33,6 +33,9 @@ test-sanitize: deps ## The kernels' tests under AddressSanitizer, which must cat
 
 test-emulated: deps ## The kernels' tests on a CPU with AVX-512 or AMX, emulated by Bochs: see scripts/test-emulated
 	scripts/test-emulated $(CPU)
+
+fuzz: deps ## Five minutes of changed files for each reader of files: see scripts/fuzz. Needs cargo-fuzz
+	scripts/fuzz $(TARGET)
 
 lint: deps ## Formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

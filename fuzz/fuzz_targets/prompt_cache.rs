@@ -1,4 +1,4 @@
-//! Any bytes as a prompt cache: `cargo +nightly fuzz run prompt_cache`.
+//! Any bytes as a prompt cache: `scripts/fuzz prompt_cache`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any bytes as a safetensors file: `cargo +nightly fuzz run safetensors`.
+//! Any bytes as a safetensors file: `scripts/fuzz safetensors`.
 
 #![no_main]
 

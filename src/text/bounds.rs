@@ -19,11 +19,11 @@ use super::python::write_str;
 const MAX_TEXT: usize = 16 << 20;
 /// What all texts that a template makes are together, in bytes, and all of their items at 64 bytes each.
 const MAX_TOTAL: usize = 1 << 30;
-const MAX_ITEMS: usize = 1 << 20;
+const MAX_ITEMS: usize = 1 << 18;
+/// The texts within one value, in bytes, each as often as it is there.
+const MAX_WITHIN: usize = 64 << 20;
 /// Lists within lists, and expressions within expressions.
 pub(super) const MAX_DEPTH: usize = 200;
-/// Values that are looked at to find how deep a new one is.
-const DEPTH_STEPS: usize = 1000;
 /// The largest factor, which times [`MAX_ITEMS`] is a length.
 const MAX_FACTOR: i64 = 1 << 32;
 /// The largest argument of a filter that takes a width or a count.
@@ -32,7 +32,7 @@ const TIME: Duration = Duration::from_secs(10);
 
 pub(super) const TICK: &str = "the clock";
 pub(super) const CHECKED: &str = "a value";
-pub(super) const NESTED: &str = "a list";
+pub(super) const HELD: &str = "an attribute";
 pub(super) const FACTOR: &str = "a factor";
 pub(super) const WIDTH: &str = "a width";
 pub(super) const CONCAT: &str = "a concatenation";
@@ -76,45 +76,85 @@ impl Budget {
         Err(invalid(format!("makes more than {} MiB of text", MAX_TOTAL >> 20)))
     }
 
-    /// `value`, unless it is too long.
+    /// `value`, unless it is too long or too deep, or would be as a text.
     pub(super) fn checked(&self, value: Value) -> Result<Value, Error> {
+        self.weigh(&value)?;
+        Ok(value)
+    }
+
+    /// The same of what an attribute of a namespace becomes: nothing that the namespace may be in.
+    pub(super) fn held(&self, value: Value) -> Result<Value, Error> {
+        if self.weigh(&value)?.namespaces > 0 {
+            return Err(invalid("a namespace within a namespace"));
+        }
+        Ok(value)
+    }
+
+    fn weigh(&self, value: &Value) -> Result<Weight, Error> {
+        let mut weight = Weight::default();
         if let Some(text) = value.as_str() {
             if text.len() > MAX_TEXT {
                 return Err(too_long());
             }
             self.spend(text.len())?;
-        } else if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
-            && let Some(items) = value.len()
-        {
+        } else {
+            let items = value.len().unwrap_or(0);
             if items > MAX_ITEMS {
                 return Err(invalid(format!("a list of {items} items")));
             }
             self.spend(items * 64)?;
+            self.add(value, 0, &mut weight)?;
         }
-        Ok(value)
+        Ok(weight)
     }
 
-    /// `value`, unless it is too deep.
-    pub(super) fn nested(&self, value: Value) -> Result<Value, Error> {
-        fn is_deep(value: &Value, depth: usize, steps: &mut usize) -> bool {
-            *steps = steps.saturating_sub(1);
-            if depth > MAX_DEPTH || *steps == 0 {
-                return depth > MAX_DEPTH;
-            }
-            match value.kind() {
-                ValueKind::Seq => {
-                    value.try_iter().is_ok_and(|mut items| items.any(|item| is_deep(&item, depth + 1, steps)))
-                }
-                ValueKind::Map => value.try_iter().is_ok_and(|mut keys| {
-                    keys.any(|key| value.get_item(&key).is_ok_and(|item| is_deep(&item, depth + 1, steps)))
-                }),
-                _ => false,
-            }
-        }
-        if is_deep(&value, 0, &mut { DEPTH_STEPS }) {
+    fn add(&self, value: &Value, depth: usize, weight: &mut Weight) -> Result<(), Error> {
+        weight.items += 1;
+        if depth > MAX_DEPTH {
             return Err(invalid(format!("lists more than {MAX_DEPTH} deep")));
         }
-        self.checked(value)
+        if weight.items > MAX_ITEMS || weight.text > MAX_WITHIN {
+            let limits = format!("{MAX_ITEMS} items or {} MiB", MAX_WITHIN >> 20);
+            return Err(invalid(format!("lists of more than {limits}")));
+        }
+        if weight.items.is_multiple_of(1 << 10) {
+            self.tick()?;
+        }
+        match value.kind() {
+            ValueKind::String => weight.text += value.as_str().map_or(0, str::len),
+            ValueKind::Seq | ValueKind::Iterable => {
+                for item in value.try_iter().into_iter().flatten() {
+                    self.add(&item, depth + 1, weight)?;
+                }
+            }
+            ValueKind::Map => {
+                let namespace = value.as_object().is_some_and(|o| o.type_name().ends_with("Namespace"));
+                weight.namespaces += usize::from(namespace);
+                for key in value.try_iter().into_iter().flatten() {
+                    self.add(&key, depth + 1, weight)?;
+                    self.add(&value.get_item(&key).unwrap_or_default(), depth + 1, weight)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a format has widths and precisions of few digits, and room for its values wherever it may
+    /// have them.
+    pub(super) fn check_format(&self, format: &str, args: &[Value]) -> Result<(), Error> {
+        if format.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) {
+            return Err(invalid("a format with a width of more than four digits"));
+        }
+        let places = format.bytes().filter(|byte| b"%{".contains(byte)).count();
+        for arg in args {
+            let mut weight = Weight::default();
+            self.add(arg, 0, &mut weight)?;
+            if places.saturating_mul(weight.text + weight.items) > MAX_WITHIN {
+                return Err(too_long());
+            }
+        }
+        Ok(())
     }
 
     /// The text that `write` writes.
@@ -167,6 +207,14 @@ fn too_long() -> Error {
     invalid(format!("a text of more than {} MiB", MAX_TEXT >> 20))
 }
 
+/// What is within a value.
+#[derive(Debug, Default)]
+struct Weight {
+    items: usize,
+    text: usize,
+    namespaces: usize,
+}
+
 /// A text that is written up to the limit.
 pub(super) struct Bounded {
     text: String,
@@ -198,14 +246,6 @@ fn at_most(value: Value, limit: i64) -> Result<Value, Error> {
         return Err(invalid(format!("{value} is too large")));
     }
     Ok(value)
-}
-
-/// A format whose widths and precisions have few digits.
-pub(super) fn check_format(format: &str) -> Result<(), Error> {
-    if format.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) {
-        return Err(invalid("a format with a width of more than four digits"));
-    }
-    Ok(())
 }
 
 /// A copy of a template with the checks.
@@ -285,7 +325,11 @@ impl Copy {
                 Stmt::WithBlock(Spanned::new(ast::WithBlock { assignments, body }, s.span()))
             }
             Stmt::Set(s) => {
-                let copy = ast::Set { target: self.target(&s.target)?, expr: self.expr(&s.expr)? };
+                let expr = match has_attribute(&s.target) {
+                    true => called(HELD, vec![self.bare(&s.expr)?], s.span()),
+                    false => self.expr(&s.expr)?,
+                };
+                let copy = ast::Set { target: self.target(&s.target)?, expr };
                 Stmt::Set(Spanned::new(copy, s.span()))
             }
             Stmt::SetBlock(s) => {
@@ -343,19 +387,16 @@ impl Copy {
         }
     }
 
-    /// An expression whose value is checked if it is a new one.
+    /// An expression whose value is checked if it is a new one, or took time.
     fn expr<'a>(&mut self, expr: &Expr<'a>) -> Result<Expr<'a>, Error> {
         let copy = self.bare(expr)?;
-        let check = match expr {
-            Expr::List(_) | Expr::Map(_) => NESTED,
-            Expr::Filter(_) | Expr::Call(_) | Expr::Slice(_) => CHECKED,
-            Expr::BinOp(s) if matches!(s.op, BinOpKind::Add | BinOpKind::Mul) => CHECKED,
-            _ => return Ok(copy),
+        let made = match expr {
+            Expr::List(_) | Expr::Map(_) => expr.as_const().is_none(),
+            Expr::BinOp(s) => !matches!(s.op, BinOpKind::ScAnd | BinOpKind::ScOr),
+            Expr::Filter(_) | Expr::Call(_) | Expr::Slice(_) | Expr::Compare(_) | Expr::Test(_) => true,
+            _ => false,
         };
-        if expr.as_const().is_some() && !matches!(expr, Expr::BinOp(_)) {
-            return Ok(copy);
-        }
-        Ok(called(check, vec![copy], expr.span()))
+        Ok(if made { called(CHECKED, vec![copy], expr.span()) } else { copy })
     }
 
     fn bare<'a>(&mut self, expr: &Expr<'a>) -> Result<Expr<'a>, Error> {
@@ -466,6 +507,14 @@ impl Copy {
             })
         });
         args.collect()
+    }
+}
+
+/// Whether an attribute is assigned to, which only namespaces allow.
+fn has_attribute(target: &Expr) -> bool {
+    match target {
+        Expr::List(s) => s.items.iter().any(has_attribute),
+        target => matches!(target, Expr::GetAttr(_)),
     }
 }
 

@@ -15,6 +15,7 @@ mod bounds;
 mod bytes;
 mod chat;
 mod detokenizer;
+mod limits;
 mod python;
 mod response;
 mod sentencepiece;

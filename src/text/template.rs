@@ -133,15 +133,16 @@ fn environment<'a>() -> Environment<'a> {
             b.join(&items, &separator)
         },
     );
-    let b = budget;
+    let b = budget.clone();
     environment.add_filter(
         "replace",
         move |text: &str, from: &str, to: &str, count: Option<i64>| -> Outcome<_> {
             b.replace(text, from, to, count)
         },
     );
-    environment.add_filter("format", |format: &str, args: Rest<Value>| -> Outcome<String> {
-        bounds::check_format(format)?;
+    let b = budget.clone();
+    environment.add_filter("format", move |format: &str, args: Rest<Value>| -> Outcome<String> {
+        b.check_format(format, &args)?;
         format_filter(FormatStyle::Printf, format, &args)
     });
     environment.add_test("iterable", |value: &Value| {
@@ -153,7 +154,10 @@ fn environment<'a>() -> Environment<'a> {
     environment
         .add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
+    let b = budget.clone();
+    environment.add_function("strftime_now", move |format: &str| strftime_now(&b, format));
+    // It writes out all variables, and transformers has none.
+    environment.remove_global("debug");
     environment
 }
 
@@ -164,14 +168,16 @@ fn add_bounds(environment: &mut Environment, budget: &Arc<Budget>) {
     let b = budget.clone();
     environment.add_function(bounds::CHECKED, move |value: Value| b.checked(value));
     let b = budget.clone();
-    environment.add_function(bounds::NESTED, move |value: Value| b.nested(value));
+    environment.add_function(bounds::HELD, move |value: Value| b.held(value));
     environment.add_function(bounds::FACTOR, bounds::factor);
     environment.add_function(bounds::WIDTH, bounds::width);
     let b = budget.clone();
     environment.add_function(bounds::CONCAT, move |left: &Value, right: &Value| {
         b.text(|out| write_str(out, left).and_then(|()| write_str(out, right)))
     });
-    environment.add_function(bounds::REMAINDER, remainder);
+    let b = budget.clone();
+    environment
+        .add_function(bounds::REMAINDER, move |left: &Value, right: &Value| remainder(&b, left, right));
     let b = budget.clone();
     environment.add_function(bounds::TEXT, move |value: Value| match value.kind() {
         ValueKind::String | ValueKind::Undefined => Ok(value),
@@ -180,13 +186,13 @@ fn add_bounds(environment: &mut Environment, budget: &Arc<Budget>) {
 }
 
 /// `%` of Python, of numbers and for formats.
-fn remainder(left: &Value, right: &Value) -> Outcome<Value> {
+fn remainder(budget: &Budget, left: &Value, right: &Value) -> Outcome<Value> {
     if let Some(format) = left.as_str() {
-        bounds::check_format(format)?;
         let args: Vec<Value> = match right.kind() {
             ValueKind::Seq => right.try_iter()?.collect(),
             _ => vec![right.clone()],
         };
+        budget.check_format(format, &args)?;
         return format_filter(FormatStyle::Printf, format, &args).map(Value::from);
     }
     if let (Ok(x), Ok(y)) = (i64::try_from(left.clone()), i64::try_from(right.clone()))
@@ -235,7 +241,7 @@ fn call_method(
             Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
         }
         "format" => {
-            bounds::check_format(text)?;
+            budget.check_format(text, args)?;
             minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
         }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
@@ -246,8 +252,8 @@ fn raise_exception(message: String) -> Outcome<Value> {
     Err(Failure::new(ErrorKind::InvalidOperation, message))
 }
 
-fn strftime_now(format: &str) -> Outcome<String> {
-    bounds::check_format(format)?;
+fn strftime_now(budget: &Budget, format: &str) -> Outcome<String> {
+    budget.check_format(format, &[])?;
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(format)) {
         Ok(()) => Ok(text),

@@ -9,7 +9,7 @@ use tokenizers::ModelWrapper;
 use tokenizers::models::unigram::Unigram;
 
 use super::chat::ChatTemplates;
-use super::{Chat, ChatTemplate, Detokenizer, sentencepiece, tiktoken};
+use super::{Chat, ChatTemplate, Detokenizer, limits, sentencepiece, tiktoken};
 use crate::checkpoint::{Config, Gguf, gguf};
 use crate::error::{Error, Result};
 use crate::io::read;
@@ -72,6 +72,7 @@ impl Tokenizer {
                 (json.to_string().into_bytes(), special)
             }
         };
+        limits::check(&bytes).map_err(|message| Error::invalid(&path, message))?;
         let inner = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
         let mut inner = inner.map_err(|message| Error::invalid(&path, message))?;
         // A checkpoint says how its training data were cut and filled; prompts are neither.

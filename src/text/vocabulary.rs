@@ -1,17 +1,21 @@
 //! What tokenizers of other formats need to become a `tokenizer.json`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
-/// Every way to make a piece of two others, in the order of the pieces. A piece comes with its id.
+/// The longest piece that is made of others, in bytes. Published ones have a quarter of it.
+const MAX_PIECE: usize = 512;
+
+/// Every way to make a piece of two others, in the order of the pieces. A piece comes with its id; long ones are not
+/// made, since the ways are as many as their bytes.
 pub(super) fn merges(pieces: &[(&str, usize)]) -> Vec<(String, String)> {
     let ids: HashMap<&str, usize> = pieces.iter().copied().collect();
     let mut all = Vec::new();
-    for (piece, _) in pieces {
+    for (piece, _) in pieces.iter().filter(|(piece, _)| piece.len() <= MAX_PIECE) {
         let splits = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
         let mut pairs: Vec<(usize, usize, (&str, &str))> =
             splits.filter_map(|(a, b)| Some((*ids.get(a)?, *ids.get(b)?, (a, b)))).collect();
@@ -33,23 +37,30 @@ pub(super) fn added_tokens(path: &Path, config: &Value, added: &mut Vec<Value>, 
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::invalid(path, "`added_tokens_decoder` of its config is not ids and tokens"))?;
     tokens.sort_by_key(|(id, _)| *id);
-    let mut next = end;
-    for (id, token) in tokens {
-        added.retain(|one| one["id"] != json!(id) && Some(&one["content"]) != token.get("content"));
-        if id as usize >= end && end != usize::MAX {
-            if id as usize != next {
-                let message = format!("the token {id} of its config does not follow {}", next - 1);
-                return Err(Error::invalid(path, message));
-            }
-            next += 1;
+    let after = tokens.iter().map(|(id, _)| *id as usize).filter(|id| *id >= end && end != usize::MAX);
+    for (at, id) in after.enumerate() {
+        if id != end + at {
+            let message = format!("the token {id} of its config does not follow {}", end + at - 1);
+            return Err(Error::invalid(path, message));
         }
-        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
-        added.push(json!({
-            "id": id, "content": token.get("content"), "special": flag("special"),
-            "single_word": flag("single_word"), "lstrip": flag("lstrip"), "rstrip": flag("rstrip"),
-            "normalized": flag("normalized"),
-        }));
     }
+    // Of those with the same id or text, the last one is meant.
+    let (mut ids, mut contents, mut last) = (HashSet::new(), HashSet::new(), Vec::new());
+    for (id, token) in tokens.into_iter().rev() {
+        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let new = token.get("content").is_none_or(|content| contents.insert(content));
+        if ids.insert(u64::from(id)) & new {
+            last.push(json!({
+                "id": id, "content": token.get("content"), "special": flag("special"),
+                "single_word": flag("single_word"), "lstrip": flag("lstrip"), "rstrip": flag("rstrip"),
+                "normalized": flag("normalized"),
+            }));
+        }
+    }
+    added.retain(|one| {
+        one["id"].as_u64().is_none_or(|id| !ids.contains(&id)) && !contents.contains(&one["content"])
+    });
+    added.append(&mut last);
     added.sort_by_key(|token| token["id"].as_u64());
     Ok(())
 }

@@ -262,11 +262,12 @@ fn a_bad_checkpoint_is_one_clear_error() {
     let message_of = |tmp: tempfile::TempDir| {
         fail(&["generate", "--model", text(tmp.path()), "--prompt-ids", "1,2", "--max-tokens", "2"], 1)
     };
-    let wrong: [(&'static str, Value, &str); 15] = [
+    let wrong: [(&'static str, Value, &str); 17] = [
         ("num_attention_heads", 0.into(), "num_attention_heads"),
         ("num_attention_heads", 3.into(), "heads"),
         ("num_key_value_heads", (-2).into(), "num_key_value_heads"),
         ("num_hidden_layers", 2.into(), "model.layers.1"),
+        ("num_hidden_layers", 4_000_000_000u64.into(), "model.layers.1"),
         ("num_hidden_layers", 0.into(), "does not use"),
         ("num_hidden_layers", (-1).into(), "num_hidden_layers"),
         ("hidden_size", 64.into(), "[40, 64]"),
@@ -275,6 +276,7 @@ fn a_bad_checkpoint_is_one_clear_error() {
         ("head_dim", i32::MAX.into(), "head_dim"),
         ("vocab_size", 41.into(), "embed_tokens"),
         ("rms_norm_eps", "NaN".into(), "rms_norm_eps"),
+        ("quantization", serde_json::json!({ "bits": 0, "group_size": 32 }), "0 bits"),
         ("model_type", "lama".into(), "llama"),
         ("rope_scaling", serde_json::json!({ "type": "yarn" }), "factor"),
         ("hidden_act", "nothing".into(), "nothing"),

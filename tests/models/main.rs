@@ -14,6 +14,7 @@ mod hub;
 mod perplexity;
 mod prompt_caches;
 mod properties;
+mod recipe;
 mod recurrences;
 mod sampling;
 #[cfg(feature = "structured")]

@@ -152,6 +152,80 @@ fn characters_that_are_never_completed_come_at_the_end() {
     assert!(detokenizer.finish().unwrap().contains('\u{fffd}'));
 }
 
+/// What loading says of a tokenizer of `bytelevel` with this part.
+fn refusal_with(part: &str, value: Value) -> String {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/bytelevel/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(dir).unwrap()).unwrap();
+    *json.pointer_mut(part).unwrap() = value;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    Tokenizer::load(folder.path()).map(drop).unwrap_err().to_string()
+}
+
+#[test]
+fn tokenizers_that_write_without_end_are_errors() {
+    let replace =
+        |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let twice = vec![replace("a", "aa"); 50];
+    let part = json!({ "type": "Sequence", "normalizers": twice });
+    // Added tokens are normalized while the file is read.
+    assert!(refusal_with("/normalizer", part).contains("grow"));
+    let part = json!({ "type": "Sequence", "decoders": vec![replace("", "a"); 50] });
+    assert!(refusal_with("/decoder", part).contains("grow"));
+    let bytes =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
+    let part = json!({ "type": "Sequence", "pretokenizers": vec![bytes; 50] });
+    assert!(refusal_with("/pre_tokenizer", part).contains("grow"));
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let pair = [text.clone(), json!({ "Sequence": { "id": "B", "type_id": 0 } })];
+    let part =
+        json!({ "type": "TemplateProcessing", "single": vec![text; 9], "pair": pair, "special_tokens": {} });
+    assert!(refusal_with("/post_processor", part).contains("9 times"));
+    let part = json!({ "type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 1_000_000_000, "vocab": { "a": 0 } });
+    assert!(refusal_with("/model", part).contains("max_input_chars_per_word"));
+}
+
+/// A field of a protocol buffer: bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut length = bytes.len();
+    while length >= 0x80 {
+        out.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+    [out, bytes.to_vec()].concat()
+}
+
+#[test]
+fn many_added_tokens_take_no_longer_than_their_file() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/tiktoken/tiny.tiktoken");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(dir, folder.path().join("tiny.tiktoken")).unwrap();
+    let token = |id: u32| (id.to_string(), json!({ "content": format!("<{id}>"), "special": true }));
+    let tokens: serde_json::Map<String, Value> = (1000..51_000).map(token).collect();
+    let config = json!({ "added_tokens_decoder": tokens }).to_string();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(tokenizer.encode("<50999><1000>", false).unwrap(), [50_999, 1000]);
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_piece_of_a_million_characters_takes_no_longer_than_its_file() {
+    let piece = |text: &str, kind: u8| field(1, &[field(1, text.as_bytes()), vec![3 << 3, kind]].concat());
+    let pieces = [piece("<unk>", 2), piece("a", 1), piece("aa", 1), piece(&"a".repeat(1_000_000), 1)];
+    let bpe = field(2, &[3 << 3, 2]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.model"), [pieces.concat(), bpe].concat()).unwrap();
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(tokenizer.encode("aaaa", false).unwrap(), [0, 2, 2]);
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
 fn render(source: &str, context: Value) -> mlxport::Result<String> {
     ChatTemplate::new(source)?.render(context)
 }
@@ -183,11 +257,12 @@ fn templates_that_are_broken_or_endless_are_errors() {
     assert!(ChatTemplate::new("{% if %}").is_err());
     let start = std::time::Instant::now();
     let twice = "{% set n = namespace(x=['0123456789']) %}{% for i in range(99) %}";
+    let long = "{% set s = 'a' * 9000000 %}";
     for (template, message) in [
         ("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", ""),
         (&format!("{twice}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}"), "MiB"),
         (&format!("{twice}{{% set n.x = n.x|string + n.x|string %}}{{% endfor %}}"), "MiB"),
-        (&format!("{twice}{{% set n.x = n.x + n.x %}}{{% endfor %}}"), "items"),
+        (&format!("{twice}{{% set n.x = n.x + n.x %}}{{% endfor %}}"), ""),
         (&format!("{twice}{{% set n.x %}}{{{{ n.x }}}}{{{{ n.x }}}}{{% endset %}}{{% endfor %}}"), "MiB"),
         ("{% set s = 'a' * 9000000 %}{{ s.replace('a', s) }}", ""),
         ("{% set s = 'a' * 9000000 %}{{ s | list | join(s) }}", ""),
@@ -204,6 +279,26 @@ fn templates_that_are_broken_or_endless_are_errors() {
             "deep",
         ),
         ("{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('abc') }}", ""),
+        // Values that hold themselves, or would be endless as a text.
+        ("{% set n = namespace() %}{% set n.x = n %}{{ n.x }}", "within a namespace"),
+        ("{% set n = namespace() %}{% set n.x, n.y = 1, [{'a': n}] %}", "within a namespace"),
+        (
+            "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = dict(a=n.x) %}{% endfor %}",
+            "deep",
+        ),
+        (
+            "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = [n.x]|batch(1)|list %}{% endfor %}",
+            "deep",
+        ),
+        (
+            "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = [range(2000), [n.x][0:]] %}{% endfor %}",
+            "",
+        ),
+        (&format!("{long}{{{{ ([s] * 9999) | pprint }}}}"), "lists of more than"),
+        (&format!("{long}{{% set l = [s, s, s] %}}{{{{ ('%s' * 9) | format(l) }}}}"), "MiB"),
+        (&format!("{long}{{{{ '%(x)s' * 9999 % {{'x': s}} }}}}"), "MiB"),
+        (&format!("{long}{{{{ ('{{0}}' * 9999).format(s) }}}}"), "MiB"),
+        ("{{ debug() }}", "debug"),
         ("{% include 'chat' %}", "other templates"),
         (&format!("{{{{ {} }}}}", vec!["1"; 400_000].join("+")), "deep"),
         (&format!("{{{{ {}1{} }}}}", "(".repeat(9999), ")".repeat(9999)), ""),

@@ -109,6 +109,7 @@ impl Indexer {
 /// `closed`, `[length, 1]` or `[batch, length, 1]`, are there. The newest block is among them: it is not full yet.
 fn candidates(scores: &Array, closed: &Array, [count, size]: [i32; 2]) -> Result<Array> {
     let groups = scores.dim(-1)?;
+    let size = size.min(groups.max(1));
     let blocks = (groups + size - 1) / size;
     let widths = [(0, 0), (0, 0), (0, blocks * size - groups)];
     let padded = ops::pad(scores, &widths, PadMode::Constant, f32::NEG_INFINITY)?;
