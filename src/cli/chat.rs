@@ -73,7 +73,7 @@ struct Chat<'a> {
 
 pub(super) fn run(args: &Args) -> Outcome {
     let tokenizer = Tokenizer::load(&args.model)?;
-    if tokenizer.chat_template().is_none() {
+    if !tokenizer.has_chat_template()? {
         let message = "the checkpoint has no chat template; `mlxport generate` continues texts";
         return Err(Error::invalid(&args.model, message).into());
     }

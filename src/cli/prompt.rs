@@ -82,7 +82,11 @@ impl Prompt {
             let read = std::io::read_to_string(std::io::stdin());
             text = read.map_err(|e| Error::io("standard input", e))?;
         }
-        let template = if tokenizer.chat_template().is_none() { Template::Raw } else { template };
+        let template = match template {
+            Template::Raw => Template::Raw,
+            _ if !tokenizer.has_chat_template()? => Template::Raw,
+            chat => chat,
+        };
         let tools = tools.map(parse_tools).transpose()?;
         let chat = |text: &str| given.chat(vec![json!({ "role": "user", "content": text })], tools.clone());
         let ids = match template {

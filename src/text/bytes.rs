@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Tokenizer;
+use super::tokenizer::NEWLINE;
 use crate::error::{Error, Result};
 
 /// How the decoder of a tokenizer turns the names of tokens into bytes.
@@ -39,6 +40,9 @@ impl Tokenizer {
                     Some(_) => name.into_bytes(),
                     None => decoding.bytes(name),
                 };
+                if self.newline && slot.as_slice() == NEWLINE.as_bytes() {
+                    *slot = b"\n".to_vec();
+                }
             }
         }
         Ok(bytes)

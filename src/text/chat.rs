@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::ChatTemplate;
+use super::{ChatTemplate, deepseek_v32};
 use crate::error::{Error, Result};
 use crate::io::read;
 
@@ -49,13 +49,18 @@ impl Chat {
         Self::new(vec![json!({ "role": "user", "content": text })])
     }
 
-    /// The text, with `special` tokens such as `bos_token` by name.
-    fn write(&self, template: &ChatTemplate, special: &Map<String, Value>) -> Result<String> {
+    /// The messages, if the settings do not contradict each other.
+    fn checked(&self) -> Result<Vec<Value>> {
         if self.continue_final_message && self.add_generation_prompt {
             let message = "a final message is continued or answered, not both";
             return Err(Error::argument("continue_final_message", message));
         }
-        let mut messages = self.messages.iter().map(with_reasoning).collect::<Result<Vec<_>>>()?;
+        self.messages.iter().map(with_reasoning).collect()
+    }
+
+    /// The text, with `special` tokens such as `bos_token` by name.
+    fn write(&self, template: &ChatTemplate, special: &Map<String, Value>) -> Result<String> {
+        let mut messages = self.checked()?;
         let last = match self.continue_final_message {
             true => Some(mark_end(template, &mut messages)?),
             false => None,
@@ -117,12 +122,35 @@ fn mark_end(template: &ChatTemplate, messages: &mut [Value]) -> Result<String> {
     }
 }
 
-/// The chat templates of a checkpoint, by name.
+/// The chat templates of a checkpoint.
 #[derive(Debug, Clone)]
-pub(super) struct ChatTemplates(BTreeMap<String, ChatTemplate>);
+pub(super) struct ChatTemplates {
+    named: BTreeMap<String, ChatTemplate>,
+    /// The `chat_template_type`, which comes before those that have a name.
+    format: Option<Format>,
+}
+
+/// What mlx-lm writes without Jinja.
+#[derive(Debug, Clone)]
+enum Format {
+    DeepSeekV32,
+    Unknown(String),
+}
+
+impl Format {
+    fn read(name: &Value) -> Option<Self> {
+        match name {
+            Value::Null => None,
+            // The name says how Muse Spark answers; its prompts are Jinja's.
+            Value::String(name) if name.is_empty() || name == "muse_spark" => None,
+            Value::String(name) if name == "deepseek_v32" => Some(Self::DeepSeekV32),
+            other => Some(Self::Unknown(other.to_string())),
+        }
+    }
+}
 
 impl ChatTemplates {
-    /// Those of `chat_template.jinja` and `additional_chat_templates/*.jinja`, or if there are none those
+    /// The one that `chat_template_type` names, and those of `chat_template.jinja` and `additional_chat_templates/*.jinja`, or if there are none those
     /// of `tokenizer_config`, or else the one of `chat_template.json`.
     pub(super) fn load(dir: &Path, tokenizer_config: &Value) -> Result<Self> {
         let mut sources = BTreeMap::new();
@@ -151,25 +179,48 @@ impl ChatTemplates {
             sources = named(&value["chat_template"]);
         }
         let templates = sources.into_iter().map(|(name, source)| Ok((name, ChatTemplate::new(&source)?)));
-        templates.collect::<Result<_>>().map(Self)
+        let named = templates.collect::<Result<_>>()?;
+        Ok(Self { named, format: Format::read(&tokenizer_config["chat_template_type"]) })
     }
 
     /// The template that `chat` names or that is meant for it.
     fn find(&self, chat: &Chat) -> Option<&ChatTemplate> {
         match &chat.template {
-            Some(name) => self.0.get(name),
+            Some(name) => self.named.get(name),
             None => self.default(chat.tools.is_some()),
         }
     }
 
     pub(super) fn default(&self, tools: bool) -> Option<&ChatTemplate> {
-        self.0.get("tool_use").filter(|_| tools).or_else(|| self.0.get(DEFAULT))
+        self.named.get("tool_use").filter(|_| tools).or_else(|| self.named.get(DEFAULT))
     }
 
-    pub(super) fn write(&self, chat: &Chat, special: &Map<String, Value>) -> Result<String> {
+    /// Whether there is one for chats. Fails if nobody here knows its type.
+    pub(super) fn exist(&self) -> Result<bool> {
+        match &self.format {
+            Some(Format::DeepSeekV32) => Ok(true),
+            Some(Format::Unknown(name)) => {
+                let why = "only `deepseek_v32` and `muse_spark` are known here; \
+                           a prompt can be given as it is (`--raw`)";
+                Err(Error::unsupported(format!("`chat_template_type` {name}"), why))
+            }
+            None => Ok(self.default(false).is_some()),
+        }
+    }
+
+    /// Writes a chat; `thinks` tells whether the tokenizer has marks of thoughts.
+    pub(super) fn write(
+        &self,
+        chat: &Chat,
+        special: &Map<String, Value>,
+        thinks: impl FnOnce() -> bool,
+    ) -> Result<String> {
+        if chat.template.is_none() && self.exist()? && self.format.is_some() {
+            return deepseek_v32::write(chat, &chat.checked()?, thinks());
+        }
         let template = self.find(chat).ok_or_else(|| {
-            let names = self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let message = match (&chat.template, self.0.is_empty()) {
+            let names = self.named.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let message = match (&chat.template, self.named.is_empty()) {
                 (_, true) => "the checkpoint has none".to_owned(),
                 (Some(name), _) => format!("`{name}` is not among {names}"),
                 (None, _) => format!("none is the default; choose among {names}"),

@@ -1,6 +1,7 @@
 //! Text from ids, as they come.
 
 use super::Tokenizer;
+use super::tokenizer::NEWLINE;
 use crate::error::Result;
 
 /// What decoders put for bytes that are not a character, or not yet.
@@ -35,7 +36,9 @@ impl<'a> Detokenizer<'a> {
     pub fn push(&mut self, id: i32) -> Result<String> {
         self.ids.push(id);
         let text = self.pending()?;
-        if text.is_empty() || text.ends_with(REPLACEMENT) {
+        // What may become a line break stays until that is known.
+        let mut open = (1..NEWLINE.len()).filter(|_| self.tokenizer.newline).map(|end| &NEWLINE[..end]);
+        if text.is_empty() || text.ends_with(REPLACEMENT) || open.any(|start| text.ends_with(start)) {
             return Ok(String::new());
         }
         self.ids.drain(..self.returned);

@@ -14,6 +14,7 @@
 mod bounds;
 mod bytes;
 mod chat;
+mod deepseek_v32;
 mod detokenizer;
 mod limits;
 mod python;

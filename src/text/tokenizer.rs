@@ -1,5 +1,6 @@
 //! Tokenizers of checkpoints.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -16,6 +17,8 @@ use crate::io::read;
 
 /// The longest file, in bytes.
 const MAX_FILE: u64 = 512 << 20;
+/// What stands for a line break in the vocabularies that have none.
+pub(super) const NEWLINE: &str = "<n>";
 /// The special tokens that have a name, which templates see.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -31,6 +34,8 @@ pub struct Tokenizer {
     pub(super) templates: ChatTemplates,
     /// `tokenizer_config.json`, or null.
     pub(super) config: Value,
+    /// Line breaks are `<n>` to the vocabulary: the `NewlineTokenizer` of mlx-lm.
+    pub(super) newline: bool,
     path: PathBuf,
 }
 
@@ -82,7 +87,8 @@ impl Tokenizer {
         special
             .extend(NAMED.iter().filter_map(|name| Some(((*name).to_owned(), token(&config[name])?.into()))));
         let templates = ChatTemplates::load(dir, &config)?;
-        Ok(Self { inner, ordinary: OnceLock::new(), special, templates, config, path })
+        let newline = config["tokenizer_class"] == "NewlineTokenizer";
+        Ok(Self { inner, ordinary: OnceLock::new(), special, templates, config, newline, path })
     }
 
     /// Whether a checkpoint has files of a tokenizer.
@@ -93,7 +99,12 @@ impl Tokenizer {
     /// The ids of `text`. Special tokens that are written in it are recognised; `add_special_tokens` adds
     /// those that the tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<i32>> {
-        self.ids(|| self.inner.encode_fast(text, add_special_tokens))
+        self.ids(|| self.inner.encode_fast(self.as_read(text), add_special_tokens))
+    }
+
+    /// A text as the vocabulary writes it.
+    fn as_read<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.newline { text.replace('\n', NEWLINE).into() } else { text.into() }
     }
 
     fn ids(&self, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<i32>> {
@@ -111,7 +122,7 @@ impl Tokenizer {
             }
             Box::new(inner)
         });
-        self.ids(|| inner.encode_fast(text, false))
+        self.ids(|| inner.encode_fast(self.as_read(text), false))
     }
 
     /// The ids of a prompt that is not a chat: with the special tokens around it, unless it begins with
@@ -125,8 +136,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[i32], skip_special_tokens: bool) -> Result<String> {
         let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|_| Error::argument("decode", "a negative id"))?;
-        caught(|| self.inner.decode(&ids, skip_special_tokens))
-            .map_err(|message| Error::argument("decode", message))
+        let text = caught(|| self.inner.decode(&ids, skip_special_tokens));
+        let text = text.map_err(|message| Error::argument("decode", message))?;
+        Ok(if self.newline { text.replace(NEWLINE, "\n") } else { text })
     }
 
     /// Turns ids into text as they come.
@@ -134,7 +146,13 @@ impl Tokenizer {
         Detokenizer::new(self)
     }
 
-    /// The chat template, if the checkpoint has one. Of several this is the one for chats without tools.
+    /// Whether chats can be written: by a chat template, or in the format that mlx-lm's
+    /// `chat_template_type` names, which comes before templates. Fails if that is unknown.
+    pub fn has_chat_template(&self) -> Result<bool> {
+        self.templates.exist()
+    }
+
+    /// The chat template in Jinja, if the checkpoint has one. Of several this is the one for chats without tools.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.templates.default(false)
     }
@@ -144,7 +162,7 @@ impl Tokenizer {
     ///
     /// Fails without a template, and where the template does.
     pub fn apply_chat_template(&self, chat: &Chat) -> Result<String> {
-        self.templates.write(chat, &self.special)
+        self.templates.write(chat, &self.special, || self.response_format().thinking.is_some())
     }
 
     /// Tokens of the vocabulary, without those that were added to it.

@@ -388,6 +388,36 @@ fn templates_get_what_they_are_given() {
 }
 
 #[test]
+fn types_of_chat_templates_are_known_or_told() {
+    let model = copied();
+    let model = model.path();
+    let write =
+        |name: &str| edit(model, "tokenizer_config.json", |json| json["chat_template_type"] = name.into());
+    write("deepseek_v99");
+    let generate = |prompt: &str, extra: &[&str]| {
+        let args = ["generate", "--model", text(model), "--prompt", prompt, "--max-tokens", "2", "--json"];
+        [&args[..], extra].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let prompt_tokens = |prompt: &str, extra: &[&str]| {
+        let args = generate(prompt, extra);
+        let report = succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&report).unwrap()["prompt_tokens"].clone()
+    };
+    let asked = generate("x", &[]);
+    for args in [asked.iter().map(String::as_str).collect(), vec!["chat", "--model", text(model)]] {
+        let error = fail(&args, 1);
+        assert!(error.contains("deepseek_v99") && error.contains("not supported"), "{error}");
+    }
+    assert_eq!(prompt_tokens("x", &["--raw"]), 1);
+    write("deepseek_v32");
+    let written = |end: &str| format!("<｜begin▁of▁sentence｜><｜User｜>x<｜Assistant｜>{end}");
+    // Without marks of thoughts in the vocabulary, the model is told not to think.
+    assert_eq!(prompt_tokens("x", &[]), prompt_tokens(&written("</think>"), &["--raw"]));
+    let thinks = ["--chat-template-config", r#"{"enable_thinking": true}"#];
+    assert_eq!(prompt_tokens("x", &thinks), prompt_tokens(&written("<think>"), &["--raw"]));
+}
+
+#[test]
 fn texts_longer_than_the_context_are_refused() {
     let model = copied();
     edit(model.path(), "config.json", |json| json["max_position_embeddings"] = 12.into());

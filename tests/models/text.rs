@@ -226,6 +226,132 @@ fn a_piece_of_a_million_characters_takes_no_longer_than_its_file() {
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
+/// The tokenizer of `bytelevel` in `dir`, with marks of thoughts and these entries in its config.
+fn adapted(dir: &Path, marks: bool, entries: Value) -> Tokenizer {
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text/bytelevel");
+    let read = |name: &str| std::fs::read(source.join(name)).unwrap();
+    let mut json: Value = serde_json::from_slice(&read("tokenizer.json")).unwrap();
+    let first = json["model"]["vocab"].as_object().unwrap().len();
+    for (at, mark) in ["<think>", "</think>"].into_iter().enumerate().filter(|_| marks) {
+        let mut token = json["added_tokens"][0].clone();
+        (token["id"], token["content"], token["special"]) = ((first + at).into(), mark.into(), false.into());
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    let mut config: Value = serde_json::from_slice(&read("tokenizer_config.json")).unwrap();
+    config.as_object_mut().unwrap().extend(entries.as_object().unwrap().clone());
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::load(dir).unwrap()
+}
+
+/// `tests/oracle/chat_formats.py`
+#[test]
+fn chats_of_deepseek_v32_are_those_of_mlx_lm() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../fixtures/text/deepseek_v32.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let entries = json!({ "chat_template_type": "deepseek_v32", "chat_template": "unused" });
+    let mut wrong = Vec::new();
+    for marks in [false, true] {
+        let tokenizer = adapted(dir.path(), marks, entries.clone());
+        assert!(tokenizer.has_chat_template().unwrap());
+        for case in cases.iter().filter(|case| case["marks"] == marks) {
+            let chat: Chat = serde_json::from_value(case.clone()).unwrap();
+            match (tokenizer.apply_chat_template(&chat), case["rendered"].as_str()) {
+                (Ok(text), Some(expected)) if text == expected => {}
+                (Err(error), None) if error.to_string().len() > 40 => {}
+                (found, _) => wrong.push(format!("{case}\n  {found:?}")),
+            }
+        }
+    }
+    assert!(cases.len() > 60);
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    let tokenizer = adapted(dir.path(), true, entries);
+    let told = |message: Value, kwargs: Value| {
+        let messages = vec![json!({ "role": "user", "content": "x" }), message];
+        let chat = Chat { kwargs: kwargs.as_object().unwrap().clone(), ..Chat::new(messages) };
+        tokenizer.apply_chat_template(&chat).unwrap_err().to_string()
+    };
+    let call = |arguments: Value| json!({ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": arguments } }] });
+    for (message, kwargs, expected) in [
+        (json!({ "role": "tool" }), json!({}), "message 1: a result of a tool, but 0 calls"),
+        (json!({ "role": "critic" }), json!({}), "message 1: the role \"critic\" is none of"),
+        (json!({ "role": "user" }), json!({ "level": 7 }), "no variable `level`"),
+        (json!({ "role": "user" }), json!({ "thinking_mode": 1 }), "`thinking` or `chat`, not 1"),
+        (json!({ "role": "user", "content": 7 }), json!({}), "neither text nor"),
+        (json!({ "role": "assistant", "content": "y" }), json!({}), "neither `reasoning_content` nor"),
+        (call(json!("[1]")), json!({}), "arguments of `f` are not a JSON object"),
+        (call(json!(null)), json!({}), "arguments of `f` are not a JSON object"),
+    ] {
+        let error = told(message, kwargs);
+        assert!(error.contains(expected), "{error}");
+    }
+    // Arguments that were read already are the same as their text.
+    let [read, text] = [call(json!({ "a": 1 })), call(json!("{\"a\": 1}"))]
+        .map(|message| tokenizer.apply_chat_template(&Chat::new(vec![message])).unwrap());
+    assert_eq!(read, text);
+    // A template that is asked for by name is used.
+    let named = Chat { template: Some("default".into()), ..Chat::user("x") };
+    assert_eq!(tokenizer.apply_chat_template(&named).unwrap(), "unused");
+}
+
+#[test]
+fn types_of_chat_templates_that_nobody_knows_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [json!("deepseek_v99"), json!(7)] {
+        let entries =
+            json!({ "chat_template_type": name, "chat_template": "used {{ messages[0].content }}" });
+        let tokenizer = adapted(dir.path(), false, entries);
+        let error = tokenizer.apply_chat_template(&Chat::user("x")).unwrap_err().to_string();
+        assert!(error.contains(&format!("`chat_template_type` {name} is not supported")), "{error}");
+        assert_eq!(tokenizer.has_chat_template().unwrap_err().to_string(), error);
+    }
+    for name in [json!(null), json!(""), json!("muse_spark")] {
+        let entries =
+            json!({ "chat_template_type": name, "chat_template": "used {{ messages[0].content }}" });
+        let tokenizer = adapted(dir.path(), false, entries);
+        assert_eq!(tokenizer.apply_chat_template(&Chat::user("x")).unwrap(), "used x");
+    }
+}
+
+/// `tests/oracle/chat_formats.py`
+#[test]
+fn line_breaks_are_written_as_mlx_lm_writes_them() {
+    let rows: Vec<Value> = serde_json::from_str(include_str!("../fixtures/text/newline.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for (token, name) in [(true, "NewlineTokenizer"), (false, "NewlineTokenizer"), (false, "Other")] {
+        adapted(dir.path(), false, json!({ "tokenizer_class": name }));
+        if token {
+            let path = dir.path().join("tokenizer.json");
+            let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let id = json["model"]["vocab"].as_object().unwrap().len();
+            let mut added = json["added_tokens"][0].clone();
+            (added["id"], added["content"], added["special"]) = (id.into(), "<n>".into(), false.into());
+            json["added_tokens"].as_array_mut().unwrap().push(added);
+            std::fs::write(&path, json.to_string()).unwrap();
+        }
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        for row in rows.iter().filter(|row| row["token"] == token && row["class"] == name) {
+            let text = row["text"].as_str().unwrap();
+            let found = tokenizer.encode(text, false).unwrap();
+            assert_eq!(found, ids(&row["ids"]), "{row}");
+            assert_eq!(tokenizer.encode_ordinary(text).unwrap(), found, "{row}");
+            assert_eq!(tokenizer.decode(&found, false).unwrap(), row["decoded"].as_str().unwrap());
+            let (mut detokenizer, mut streamed) = (tokenizer.detokenizer(), String::new());
+            for id in &found {
+                streamed += &detokenizer.push(*id).unwrap();
+            }
+            assert_eq!(streamed + &detokenizer.finish().unwrap(), row["decoded"].as_str().unwrap());
+            count += 1;
+        }
+        let bytes = tokenizer.token_bytes().unwrap();
+        let breaks: Vec<&[u8]> =
+            tokenizer.encode("\n", false).unwrap().iter().map(|&id| bytes[id as usize].as_slice()).collect();
+        assert_eq!(breaks.concat(), if token || name == "Other" { b"\n".as_slice() } else { b"<n>" });
+    }
+    assert_eq!(count, rows.len());
+}
+
 fn render(source: &str, context: Value) -> mlxport::Result<String> {
     ChatTemplate::new(source)?.render(context)
 }
