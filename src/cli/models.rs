@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Outcome, print, print_json};
-use crate::models::{MODEL_TYPES, ModelStatus, model_statuses, module_of};
+use crate::models::{MODEL_TYPES, ModelStatus, has_no_reference, model_statuses, module_of};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -45,6 +45,9 @@ pub(super) fn run(args: &Args) -> Outcome {
                 "{name:width$}  {:>3}/{:<3} cases, worst error {:.1e}\n",
                 s.passed, s.total, s.worst_error
             )
+        }
+        None if has_no_reference(row.model_type) => {
+            format!("{:width$}  no reference runs it\n", row.model_type)
         }
         None => format!("{:width$}  not measured\n", row.model_type),
     });

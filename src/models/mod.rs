@@ -14,7 +14,7 @@ mod status;
 pub use checks::Checks;
 pub use probe::stage;
 pub use registry::{MODEL_TYPES, architecture, load, load_as, load_weights, module_of};
-pub use status::{ModelStatus, model_statuses};
+pub use status::{ModelStatus, has_no_reference, model_statuses};
 
 use crate::array::Array;
 use crate::cache::Cache;

@@ -17,6 +17,14 @@ pub struct ModelStatus {
     pub worst_error: f64,
 }
 
+/// Other names of what is measured, which neither mlx-lm nor transformers runs.
+const NO_REFERENCE: &[&str] = &["minimax_m3", "minimax_text_01", "muse_glimmer_text"];
+
+/// Whether neither mlx-lm nor transformers runs models of this `model_type`, so that no sweep can.
+pub fn has_no_reference(model_type: &str) -> bool {
+    NO_REFERENCE.contains(&model_type)
+}
+
 /// What the sweep has found, for every `model_type` that it has run.
 pub fn model_statuses() -> Result<Vec<ModelStatus>> {
     let text = include_str!("../../assets/models.json");

@@ -21,6 +21,7 @@ import gen
 import mlx.core as mx
 from cases import FULL, LINEAR, SLIDE, YARN, base, case
 from mlx_lm.models import muse_spark
+from mlx_lm.models.cache import make_prompt_cache
 from weights import normal
 
 known = set(cases.CASES)
@@ -104,6 +105,25 @@ moe["text_config"] |= dict(decoder_sparse_step=2, mlp_only_layers=[0])
 case("qwen3_5_moe__step", "experts in all layers, whatever the config says", moe, complete=False)
 for name in ("gemma2", "lfm2"):
     case(f"{name}__bf16", "bfloat16 weights and activations", cases.CASES[name].config(), dtype=mx.bfloat16)
+
+v3 = cases.CASES["bailing_moe_v3"]
+case("bailing_moe_v3__named", "the name of its module as model_type", v3.config() | dict(model_type="bailing_moe_v3"), init=v3.init)
+
+
+def stepwise(model):
+    """Makes a model of block-sparse layers read one token at a time: of several at once mlx-lm lets queries see the
+    future of their block."""
+    model._dummy_tokenizer_ids = mx.array([], dtype=mx.int32)
+
+    def forward(self, inputs, cache=None):
+        cache = cache or make_prompt_cache(self)
+        return mx.concatenate([plain(self, inputs[:, i : i + 1], cache) for i in range(inputs.shape[1])], axis=1)
+
+    plain = type(model).__call__
+    model.__class__ = type("Stepwise", (type(model),), dict(__call__=forward))
+
+
+case("phi3small__stepwise", "muP scales, interleaved gegelu, block-sparse layers, one token at a time", cases.CASES["phi3small"].config(), patch=stepwise)
 
 if __name__ == "__main__":
     for name in known:
