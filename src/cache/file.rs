@@ -110,11 +110,9 @@ impl Cache {
         }
         for (i, (layer, made)) in self.layers.iter().zip(&made.layers).enumerate() {
             if !layer.can_be(made) {
-                let message = format!(
-                    "layer {i} of the prompt cache is a {}, and that of the model a {}",
-                    layer.class(),
-                    made.class()
-                );
+                let (found, needed) = (layer.kind(), made.kind());
+                let message =
+                    format!("layer {i} of the prompt cache is a {found}, that of the model a {needed}");
                 return Err(Error::argument("prompt cache", message));
             }
         }
@@ -147,12 +145,31 @@ impl LayerCache {
         }
     }
 
+    /// The class, and the sizes that it is made with.
+    fn kind(&self) -> String {
+        let class = self.class();
+        match self {
+            LayerCache::Rotating(cache) => {
+                format!("{class} of max_size {}, keep {}", cache.size(), cache.keeps())
+            }
+            LayerCache::Chunked(cache) => format!("{class} of chunk_size {}", cache.size()),
+            LayerCache::Arrays(cache) => format!("{class} of {}", cache.arrays.len()),
+            LayerCache::List(parts) => {
+                let parts: Vec<String> = parts.iter().map(Self::kind).collect();
+                format!("{class} of [{}]", parts.join(", "))
+            }
+            _ => class.to_owned(),
+        }
+    }
+
     fn can_be(&self, made: &Self) -> bool {
         match (self, made) {
             (LayerCache::Kv(_) | LayerCache::Quantized(_) | LayerCache::Rotating(_), LayerCache::Kv(_)) => {
                 true
             }
-            (LayerCache::Rotating(one), LayerCache::Rotating(other)) => one.size() == other.size(),
+            (LayerCache::Rotating(one), LayerCache::Rotating(other)) => {
+                (one.size(), one.keeps()) == (other.size(), other.keeps())
+            }
             (LayerCache::Chunked(one), LayerCache::Chunked(other)) => one.size() == other.size(),
             (LayerCache::Arrays(one), LayerCache::Arrays(other)) => one.arrays.len() == other.arrays.len(),
             (LayerCache::List(one), LayerCache::List(other)) => {

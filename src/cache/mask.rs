@@ -22,7 +22,7 @@ impl Mask {
     pub fn to_array(&self, queries: i32, keys: i32) -> Result<Option<Array>> {
         match self {
             Mask::None => Ok(None),
-            Mask::Causal => windowed(queries, keys - queries, keys, 0).map(Some),
+            Mask::Causal => windowed(queries, keys - queries, keys).map(Some),
             Mask::Array(array) => Ok(Some(array.clone())),
         }
     }
@@ -107,20 +107,17 @@ impl Masks {
 /// The mask of `length` positions after `offset` others, each seeing at most the last `window`.
 pub(super) fn causal(length: i32, offset: i32, window: Option<i32>) -> Result<Mask> {
     match window {
-        Some(window) if window < offset + length => windowed(length, offset, window, 0).map(Mask::Array),
+        Some(window) if window < offset + length => windowed(length, offset, window).map(Mask::Array),
         _ if length == 1 => Ok(Mask::None),
         _ => Ok(Mask::Causal),
     }
 }
 
-/// True where a query sees a key, `[length, offset + length]`: the last `window` and the first `keep`.
-pub(super) fn windowed(length: i32, offset: i32, window: i32, keep: i32) -> Result<Array> {
+/// True where a query sees a key, `[length, offset + length]`: the last `window`.
+pub(super) fn windowed(length: i32, offset: i32, window: i32) -> Result<Array> {
     let keys = ops::arange(0, offset + length, 1, Dtype::Int32)?;
     let queries = ops::expand_dims(&ops::arange(offset, offset + length, 1, Dtype::Int32)?, 1)?;
-    let mut recent = ops::less(&queries, (&keys + window)?)?;
-    if keep > 0 {
-        recent = ops::logical_or(&recent, ops::less(&keys, keep)?)?;
-    }
+    let recent = ops::less(&queries, (&keys + window)?)?;
     ops::logical_and(ops::greater_equal(&queries, &keys)?, &recent)
 }
 

@@ -59,24 +59,22 @@ impl RotatingKvCache {
     }
 
     /// Which of the positions that the next [`update`](Self::update) returns its `length` new ones see:
-    /// the last `window` (by default as many as are kept) and the first `keep`.
+    /// the last `window` (by default as many as are kept), counted among what is kept: of several positions
+    /// that come together only the first ones see the first `keep`, as in mlx-lm.
     pub(super) fn mask(&self, length: i32, window: Option<i32>) -> Result<Mask> {
         let window = window.unwrap_or(self.size);
         if length > 1 {
             let before = self.offset.min(self.size - 1);
             return match before + length <= window {
                 true => Ok(Mask::Causal),
-                false => mask::windowed(length, before, window, self.keep).map(Mask::Array),
+                false => mask::windowed(length, before, window).map(Mask::Array),
             };
         }
         let filled = (self.offset + 1).min(self.size);
         if filled <= window {
             return Ok(Mask::None);
         }
-        // The ring ends at the slot that will be written, and begins behind it.
-        let (slot, turn) = (self.slot(), filled - self.keep);
-        let sees = |at: i32| at < self.keep || (slot - at).rem_euclid(turn) < window;
-        let sees: Vec<bool> = (0..filled).map(sees).collect();
+        let sees: Vec<bool> = self.next_keys(1).into_iter().map(|key| self.offset - key < window).collect();
         Array::from_slice(&sees, &[filled]).map(Mask::Array)
     }
 
@@ -95,6 +93,7 @@ impl RotatingKvCache {
             let recent = (self.offset - (self.size - 1 - keep)).max(keep);
             return (0..keep.min(self.offset)).chain(recent.min(self.offset)..end).collect();
         }
+        // The ring ends at the slot that will be written, and begins behind it.
         let (slot, filled) = (self.slot(), end.min(self.size));
         let at = |at: i32| match at < keep {
             true => at,

@@ -94,7 +94,7 @@ fn make(args: &MakeArgs) -> Outcome {
         Some(dtype) => models::load_as(&args.model, dtype)?,
         None => models::load(&args.model)?,
     };
-    let mut cache = args.cache.make_cache(&*model)?;
+    let mut cache = args.cache.make_cache(&*model, &args.model)?;
     let options = Options {
         max_tokens: 1,
         prefill_step: args.cache.prefill_step(),

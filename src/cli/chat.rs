@@ -170,7 +170,7 @@ impl Chat<'_> {
         let known = self.read.as_ref().map(|read| read.begin(&prompt)).transpose()?.flatten();
         let (mut cache, reused) = match known {
             Some(known) => known,
-            None => (self.args.cache.make_cache(self.model)?, 0),
+            None => (self.args.cache.make_cache(self.model, &self.args.model)?, 0),
         };
         let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.answers);

@@ -115,7 +115,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     };
     let mut cache = match &args.prompt_cache_file {
         Some(path) => load_cache(path, &*model)?,
-        None => args.cache.make_cache(&*model)?,
+        None => args.cache.make_cache(&*model, &args.model)?,
     };
     args.cache.check_length(&args.model, prompt.len().saturating_add(cache.offset().max(0) as usize))?;
     let mut report = Report { cached_tokens: cache.offset().max(0) as usize, ..Report::default() };

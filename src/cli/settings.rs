@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
+use crate::checkpoint::Config;
 use crate::error::{Error, Result};
 use crate::generate::{KvQuantization, Options, Penalties, Sampling, context_length};
-use crate::models::LanguageModel;
+use crate::models::{LanguageModel, takes_limit};
 use crate::ops::{Quantization, QuantizationMode};
 use crate::text::Tokenizer;
 
@@ -115,7 +116,8 @@ pub(super) struct CacheArgs {
     /// Quantize them once there are so many tokens
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: usize,
-    /// Keep so many positions at most: the first four and the last ones
+    /// Keep so many positions at most: the first four and the last ones. As in mlx-lm, this is for models
+    /// whose layers keep all, and nothing to those that decide for themselves what they remember, such as llama
     #[arg(long, value_name = "N", conflicts_with = "kv_bits")]
     max_kv_size: Option<i32>,
     /// Tokens of the prompt that go through the model at a time
@@ -136,19 +138,24 @@ impl CacheArgs {
 
     /// Fails if so many tokens are more than the model in `dir` was made for, unless only a window is kept.
     pub(super) fn check_length(&self, dir: &Path, tokens: usize) -> Result<()> {
-        match context_length(dir)?.filter(|most| tokens > *most && self.max_kv_size.is_none()) {
-            None => Ok(()),
-            Some(most) => {
-                let message = format!("{tokens} tokens, and the model was made for {most} (its config says)");
-                Err(Error::argument("prompt", message + ": shorten it, or keep a window with --max-kv-size"))
-            }
+        let Some(most) = context_length(dir)?.filter(|most| tokens > *most) else { return Ok(()) };
+        let limits = takes_limit(Config::load(dir)?.model_type()?);
+        if limits && self.max_kv_size.is_some() {
+            return Ok(());
         }
+        let message = format!("{tokens} tokens, and the model was made for {most} (its config says)");
+        let advice =
+            if limits { ": shorten it, or keep a window with --max-kv-size" } else { ": shorten it" };
+        Err(Error::argument("prompt", message + advice))
     }
 
-    /// An empty cache of the model.
-    pub(super) fn make_cache(&self, model: &dyn LanguageModel) -> Result<Cache> {
+    /// An empty cache of the model, which is that in `dir`.
+    pub(super) fn make_cache(&self, model: &dyn LanguageModel, dir: &Path) -> Result<Cache> {
         let cache = model.make_cache();
-        self.max_kv_size.map_or(Ok(cache.clone()), |size| cache.limited(size))
+        match self.max_kv_size {
+            Some(size) if takes_limit(Config::load(dir)?.model_type()?) => cache.limited(size),
+            _ => Ok(cache),
+        }
     }
 }
 

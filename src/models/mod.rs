@@ -13,7 +13,7 @@ mod status;
 
 pub use checks::Checks;
 pub use probe::stage;
-pub use registry::{MODEL_TYPES, architecture, load, load_as, load_weights, module_of};
+pub use registry::{MODEL_TYPES, architecture, load, load_as, load_weights, module_of, takes_limit};
 pub use status::{ModelStatus, has_no_reference, model_statuses};
 
 use crate::array::Array;

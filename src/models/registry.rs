@@ -166,3 +166,25 @@ models! {
     "talkie" => lm::talkie;
     "youtu_llm" | "youtu" => lm::youtu_llm;
 }
+
+/// The `model_type`s whose memory is their own affair, in mlx-lm too: `make_cache` of the model decides.
+#[rustfmt::skip]
+const OWN_CACHES: &[&str] = &[
+    "afm7", "afmoe", "baichuan_m1", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "cohere2",
+    "deepseek_v32", "deepseek_v41", "deepseek_v41_text", "exaone4", "exaone_moe", "falcon_h1",
+    "falcon_mamba", "gear", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text",
+    "gemma4_unified", "glm_moe_dsa", "gpt_oss", "granitemoehybrid", "iquestcoder", "iquestloopcoder",
+    "jamba", "kimi_k3", "kimi_linear", "laguna", "lfm2", "lfm2-vl", "lfm2_moe", "lfm2_vl", "llama",
+    "llama4", "longcat_flash", "longcat_flash_ngram", "mamba", "mamba2", "mellum", "mimo_v2_flash",
+    "minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text", "minimax_text_01", "ministral3", "mistral",
+    "muse_glimmer", "muse_glimmer_text", "muse_spark", "nanbeige", "nemotron-nas", "nemotron_h",
+    "olmo3", "olmo_hybrid", "plamo2", "plamo3", "prism_hadamard_qwen35", "qwen3_5", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv7", "spark2_5", "step3p5",
+    "xverse",
+];
+
+/// Whether the cache of models of this `model_type` takes a limit ([`Cache::limited`](crate::cache::Cache::limited)),
+/// as in mlx-lm: not where the model decides for itself what it remembers.
+pub fn takes_limit(model_type: &str) -> bool {
+    !OWN_CACHES.contains(&model_type)
+}

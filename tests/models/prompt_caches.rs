@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlxport::cache::{Cache, LayerCache, RotatingKvCache};
+use mlxport::checkpoint::Config;
 use mlxport::generate::{KvQuantization, Options, PrefixCache, Remembered, Tokens};
 use mlxport::io::{SafeTensors, load_safetensors, save_safetensors};
-use mlxport::models::LanguageModel;
+use mlxport::models::{LanguageModel, MODEL_TYPES, load_as, takes_limit};
 use mlxport::ops::{Quantization, QuantizationMode};
-use mlxport::{Array, ops};
+use mlxport::{Array, Dtype, ops};
 use proptest::prelude::*;
+use serde_json::Value;
 
 use super::{Fixture, LOGITS, bundled, error};
 
@@ -34,13 +36,14 @@ fn caches_that_mlx_lm_has_saved_go_on_as_there() {
         ("kv", Fixture::load("q4").model),
         ("rotating", Fixture::load("sliding").model),
         ("quantized", bundled::model()),
+        ("dynamic", Fixture::load("rope_dynamic").model),
     ] {
         let expect = SafeTensors::open(path(&format!("{name}.expect"))).unwrap();
         let tokens: Vec<i32> = expect.array("ids").unwrap().to_vec().unwrap();
         let expected: Vec<f32> = expect.array("logits").unwrap().to_vec().unwrap();
         let (cache, metadata) = Cache::load(path(name)).unwrap();
         cache.check_of(&model.make_cache()).unwrap();
-        assert_eq!(cache.offset(), 11);
+        assert_eq!(cache.offset(), if name == "dynamic" { 21 } else { 11 });
         assert_eq!((metadata["model"].as_str(), metadata["a.b"].as_str()), (name, "é"));
         let found = decode(&*model, &tokens, &mut cache.clone());
         let worst = error(&found, &expected);
@@ -232,6 +235,23 @@ fn a_prompt_that_begins_like_another_is_read_from_there_on() {
 }
 
 #[test]
+fn a_cache_of_another_size_is_refused_with_both_sizes() {
+    let rotating = |size, keep| LayerCache::Rotating(RotatingKvCache::new(size, keep));
+    let told = |found: LayerCache, made: LayerCache| {
+        Cache::new([found]).check_of(&Cache::new([made])).unwrap_err().to_string()
+    };
+    let one = told(rotating(8, 0), rotating(6, 0));
+    assert!(one.contains("max_size 8, keep 0") && one.contains("max_size 6, keep 0"), "{one}");
+    let other = told(rotating(8, 4), rotating(8, 0));
+    assert!(other.contains("max_size 8, keep 4") && other.contains("max_size 8, keep 0"), "{other}");
+    let chunks = told(LayerCache::chunks(7), LayerCache::chunks(9));
+    assert!(chunks.contains("chunk_size 7") && chunks.contains("chunk_size 9"), "{chunks}");
+    let list = |count| LayerCache::List(vec![LayerCache::kv(), LayerCache::states(count)]);
+    let lists = told(list(2), list(3));
+    assert!(lists.contains("KVCache, ArraysCache of 2") && lists.contains("ArraysCache of 3"), "{lists}");
+}
+
+#[test]
 fn old_texts_are_forgotten_beyond_a_limit() {
     let fixture = Fixture::load("llama");
     let mut prefixes = PrefixCache::new(0);
@@ -310,6 +330,38 @@ fn quantized_keys_and_values_are_near_the_others_and_count_alike() {
     cache.quantize(how).unwrap();
     let narrow = Fixture::load("llama");
     assert!(narrow.model.forward(&ids(&[1, 2]), &mut cache).unwrap_err().to_string().contains("8"));
+}
+
+/// What mlx-lm generates with `max_kv_size`, and which models it leaves alone (`tests/oracle/prompt_cache.py`).
+#[test]
+fn limited_caches_generate_what_mlx_lm_does_with_them() {
+    let recorded: Value = serde_json::from_str(include_str!("../fixtures/prompt_cache/limits.json")).unwrap();
+    let numbers = |of: &Value| serde_json::from_value::<Vec<i32>>(of.clone()).unwrap();
+    let mut failed = Vec::new();
+    for case in recorded["cases"].as_array().unwrap() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(case["model"].as_str().unwrap());
+        let model = load_as(&dir, Dtype::Float32).unwrap();
+        let limits = takes_limit(Config::load(&dir).unwrap().model_type().unwrap());
+        let size = case["size"].as_i64().filter(|_| limits);
+        let made = model.make_cache();
+        let mut cache = size.map_or(Ok(made.clone()), |size| made.limited(size as i32)).unwrap();
+        let prefill_step = case["step"].as_u64().unwrap() as usize;
+        let options = Options { max_tokens: 32, prefill_step, ..Options::default() };
+        let tokens = Tokens::new(&*model, &mut cache, &numbers(&case["prompt"]), options).unwrap();
+        let found: Vec<i32> = tokens.map(|token| token.unwrap().id).collect();
+        if found != numbers(&case["tokens"]) {
+            failed.push(format!("{found:?}, not as in {case}"));
+        }
+    }
+    for (list, limits) in [("own", false), ("plain", true)] {
+        let names: Vec<&str> = recorded[list].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        for name in MODEL_TYPES.iter().filter(|name| names.contains(name)) {
+            if takes_limit(name) != limits {
+                failed.push(format!("{name}: {}", !limits));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 #[test]
