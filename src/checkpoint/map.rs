@@ -148,6 +148,11 @@ impl WeightMap {
         &self.tensors[at].info
     }
 
+    /// Whether the checkpoint has the tensor of this number, rather than a rule made it.
+    pub(super) fn is_source(&self, at: usize) -> bool {
+        self.tensors[at].made_by.is_none()
+    }
+
     fn spec(&self, at: usize) -> super::transform::Spec {
         let TensorInfo { shape, dtype, .. } = self.info(at);
         (shape.clone(), *dtype)

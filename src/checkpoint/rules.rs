@@ -4,11 +4,13 @@
 //! before any weight is read, and gives the [`WeightMap`], which runs forwards and backwards.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
 use super::foreign::Encoding;
 use super::map::WeightMap;
+use super::nearest;
 use super::pattern::{Captures, Pattern, substitute};
 use super::transform::Transform;
 use crate::array::Dtype;
@@ -325,30 +327,67 @@ impl Rules {
     }
 
     /// What the rules do to these tensors, which have different names. Fails if two weights get the
-    /// same name, if a part to merge or stack is missing, and if shapes do not fit.
+    /// same name, if a part to merge or stack is missing, and if shapes do not fit; all such are told.
     pub fn plan(&self, tensors: &[TensorInfo]) -> Result<WeightMap> {
+        let (map, misfits) = self.plan_what_fits(tensors);
+        if misfits.is_empty() {
+            return Ok(map);
+        }
+        let messages: Vec<String> = misfits.into_iter().map(|misfit| misfit.message).collect();
+        Err(Error::argument("weight_rules", messages.join("\n  ")))
+    }
+
+    /// As [`plan`](Self::plan), without what does not fit, and that.
+    pub(super) fn plan_what_fits(&self, tensors: &[TensorInfo]) -> (WeightMap, Vec<Misfit>) {
         let current = tensors.iter().enumerate().map(|(at, tensor)| (tensor.key.clone(), at)).collect();
-        let mut plan = Plan { map: WeightMap::identity(tensors), current };
+        let mut plan = Plan { map: WeightMap::identity(tensors), current, misfits: Vec::new() };
         for rule in &self.0 {
-            plan.apply(rule)?;
+            plan.apply(rule);
+        }
+        let loose: Vec<&str> = plan
+            .current
+            .iter()
+            .filter(|(_, at)| plan.map.is_source(**at))
+            .map(|(key, _)| key.as_str())
+            .collect();
+        for misfit in &mut plan.misfits {
+            let close = misfit.missing.as_ref().map(|name| nearest(name, loose.iter().copied(), 1));
+            if let Some(name) = close.unwrap_or_default().first() {
+                let _ = write!(misfit.message, " (there is `{name}`)");
+            }
         }
         plan.map.set_targets(plan.current.into_values().collect());
-        Ok(plan.map)
+        (plan.map, plan.misfits)
     }
 }
+
+/// What did not fit a rule.
+#[derive(Debug)]
+pub(super) struct Misfit {
+    pub(super) message: String,
+    /// The tensor that is not there, if that is why.
+    missing: Option<String>,
+    /// What would have been made: there is no use in telling that it is missing too.
+    pub(super) names: Vec<String>,
+}
+
+/// Misfits that are told.
+const MOST_MISFITS: usize = 64;
 
 /// A map in the making.
 struct Plan {
     map: WeightMap,
     /// The names that hold after the rules so far.
     current: BTreeMap<String, usize>,
+    misfits: Vec<Misfit>,
 }
 
 /// One place where a rule applies: the tensors that go in, and the names of those that come out.
 type Place = (Vec<usize>, Vec<String>);
 
 impl Plan {
-    fn apply(&mut self, rule: &Rule) -> Result<()> {
+    /// What does not fit is left out.
+    fn apply(&mut self, rule: &Rule) {
         let renamed = |to: &String| vec![to.clone()];
         let (transform, places) = match rule {
             Rule::Drop { key, reason } => {
@@ -356,24 +395,26 @@ impl Plan {
                     self.map.drop_tensor(at, reason);
                     self.current.remove(&self.map.info(at).key);
                 }
-                return Ok(());
+                return;
             }
             Rule::When { key, rules } => {
-                let applies = !self.matching(key).is_empty();
-                return if applies { rules.iter().try_for_each(|rule| self.apply(rule)) } else { Ok(()) };
+                if !self.matching(key).is_empty() {
+                    rules.iter().for_each(|rule| self.apply(rule));
+                }
+                return;
             }
             Rule::Rename { from, to } => (Transform::Rename, self.places(from, &renamed(to))),
             Rule::Tie { from, to } => (Transform::Tie, self.places(from, &renamed(to))),
             Rule::Split { from, to, axis, sizes } => {
                 if !sizes.is_empty() && sizes.len() != to.len() {
                     let message = format!("`{from}`: {} sizes for {} parts", sizes.len(), to.len());
-                    return Err(Error::argument("weight_rules", message));
+                    return self.note(message, None, Vec::new());
                 }
                 let sizes = if sizes.is_empty() { vec![-1; to.len()] } else { sizes.clone() };
                 (Transform::Split { axis: *axis, sizes }, self.places(from, to))
             }
-            Rule::Merge { from, to, axis } => (Transform::Merge { axis: *axis }, self.merged(from, to)?),
-            Rule::Stack { from, to, axis } => (Transform::Stack { axis: *axis }, self.stacked(from, to)?),
+            Rule::Merge { from, to, axis } => (Transform::Merge { axis: *axis }, self.merged(from, to)),
+            Rule::Stack { from, to, axis } => (Transform::Stack { axis: *axis }, self.stacked(from, to)),
             Rule::Transpose { key, axes } => (Transform::Transpose { axes: axes.clone() }, self.same(key)),
             Rule::Reshape { key, shape } => (Transform::Reshape { shape: shape.clone() }, self.same(key)),
             Rule::Add { key, value } => (Transform::Add { value: *value }, self.same(key)),
@@ -399,28 +440,33 @@ impl Plan {
             }
         }
         for (inputs, names) in places {
-            self.step(transform.clone(), inputs, names)?;
+            if let Err(message) = self.step(transform.clone(), inputs, &names) {
+                self.note(message, None, names);
+            }
         }
-        Ok(())
     }
 
-    fn step(&mut self, transform: Transform, inputs: Vec<usize>, names: Vec<String>) -> Result<()> {
+    fn note(&mut self, message: String, missing: Option<String>, names: Vec<String>) {
+        if self.misfits.len() < MOST_MISFITS {
+            self.misfits.push(Misfit { message, missing, names });
+        }
+    }
+
+    /// Fails with what does not fit.
+    fn step(&mut self, transform: Transform, inputs: Vec<usize>, names: &[String]) -> Result<(), String> {
         let made_of =
             |at: usize| self.map.sources_of(at).map(|tensor| tensor.key.clone()).collect::<Vec<_>>();
         let first = made_of(inputs[0]).join("` + `");
-        for name in &names {
+        for name in names {
             if let Some(&other) = self.current.get(name) {
                 let other = made_of(other).join("` + `");
-                let message = format!("`{first}` and `{other}` would both be `{name}`");
-                return Err(Error::argument("weight_rules", message));
+                return Err(format!("`{first}` and `{other}` would both be `{name}`"));
             }
         }
-        let made = self.map.add_step(transform, inputs, &names);
-        let made = made.map_err(|e| Error::argument("weight_rules", format!("`{first}`: {e}")))?;
+        let made = self.map.add_step(transform, inputs, names).map_err(|e| format!("`{first}`: {e}"))?;
         for (name, at) in names.iter().zip(made) {
             if self.current.insert(name.clone(), at).is_some() {
-                let message = format!("two parts of `{first}` would be `{name}`");
-                return Err(Error::argument("weight_rules", message));
+                return Err(format!("two parts of `{first}` would be `{name}`"));
             }
         }
         Ok(())
@@ -451,18 +497,36 @@ impl Plan {
         self.matching(key).into_iter().map(|(key, at, _)| (vec![at], vec![key])).collect()
     }
 
-    fn merged(&self, from: &[String], to: &str) -> Result<Vec<Place>> {
-        let Some(first) = from.first() else { return Ok(Vec::new()) };
-        let place = |(key, _, captures): &(String, usize, Captures)| {
-            let part = |from: &String| {
-                let name = substitute(Pattern::new(from).name(), captures);
-                let missing = || format!("`{name}` is missing, which is to be merged with `{key}`");
-                self.current.get(&name).copied().ok_or_else(|| Error::argument("weight_rules", missing()))
-            };
-            let inputs = from.iter().map(part).collect::<Result<_>>()?;
-            Ok((inputs, vec![substitute(to, captures)]))
-        };
-        self.matching(first).iter().map(place).collect()
+    fn merged(&mut self, from: &[String], to: &str) -> Vec<Place> {
+        let Some(first) = from.first() else { return Vec::new() };
+        let (mut places, mut misfits, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, _, captures) in &self.matching(first) {
+            let parts = from.iter().map(|from| substitute(Pattern::new(from).name(), captures));
+            let (there, missing): (Vec<String>, Vec<String>) =
+                parts.partition(|name| self.current.contains_key(name));
+            let whole = vec![substitute(to, captures)];
+            if missing.is_empty() {
+                places.push((there.iter().map(|name| self.current[name]).collect(), whole));
+                continue;
+            }
+            for name in missing {
+                let message = format!("`{name}` is missing, which is to be merged with `{key}`");
+                misfits.push((message, name, whole.clone()));
+            }
+            taken.extend(there);
+        }
+        self.leave_out(taken, misfits);
+        places
+    }
+
+    /// Notes what is missing, and takes away what would have been used with it.
+    fn leave_out(&mut self, taken: Vec<String>, misfits: Vec<(String, String, Vec<String>)>) {
+        for (message, missing, names) in misfits {
+            self.note(message, Some(missing), names);
+        }
+        for name in taken {
+            self.current.remove(&name);
+        }
     }
 
     /// Where all parts are, with as many names as will be needed.
@@ -478,26 +542,42 @@ impl Plan {
         self.matching(first).iter().filter_map(place).collect()
     }
 
-    fn stacked(&self, from: &str, to: &str) -> Result<Vec<Place>> {
-        let mut stacks: BTreeMap<Vec<String>, BTreeMap<usize, usize>> = BTreeMap::new();
-        let mut names = BTreeMap::new();
+    fn stacked(&mut self, from: &str, to: &str) -> Vec<Place> {
+        let mut stacks: BTreeMap<Vec<String>, (String, BTreeMap<usize, usize>)> = BTreeMap::new();
+        let (mut misfits, mut taken, mut twice) = (Vec::new(), Vec::new(), None);
         for (_, at, captures) in self.matching(from) {
             let stack: Vec<String> = captures.parts.iter().map(|&part| part.to_owned()).collect();
-            names.insert(stack.clone(), substitute(to, &Captures { index: None, ..captures.clone() }));
+            let whole = substitute(to, &Captures { index: None, ..captures.clone() });
             let index = captures.index.unwrap_or_default();
-            if stacks.entry(stack).or_default().insert(index, at).is_some() {
-                let message = format!("`{from}` matches number {index} twice");
-                return Err(Error::argument("weight_rules", message));
+            let (_, members) = stacks.entry(stack).or_insert((whole, BTreeMap::new()));
+            if members.insert(index, at).is_some() {
+                twice = Some(index);
             }
         }
-        let place = |(stack, members): (Vec<String>, BTreeMap<usize, usize>)| {
-            let name = &names[&stack];
-            if let Some(missing) = (0..members.len()).find(|index| !members.contains_key(index)) {
-                let message = format!("number {missing} of `{from}` is missing for `{name}`");
-                return Err(Error::argument("weight_rules", message));
+        if let Some(index) = twice {
+            self.note(format!("`{from}` matches number {index} twice"), None, Vec::new());
+            return Vec::new();
+        }
+        let mut places = Vec::new();
+        for (stack, (whole, members)) in stacks {
+            let last = members.last_key_value().map_or(0, |(&last, _)| last);
+            // No more than twice as many are looked for, whatever number the last one has.
+            let count = last.saturating_add(1).min(2 * members.len());
+            let missing: Vec<usize> = (0..count).filter(|index| !members.contains_key(index)).collect();
+            if missing.is_empty() {
+                places.push((members.into_values().collect(), vec![whole]));
+                continue;
             }
-            Ok((members.into_values().collect(), vec![name.clone()]))
-        };
-        stacks.into_iter().map(place).collect()
+            let parts: Vec<&str> = stack.iter().map(String::as_str).collect();
+            for index in missing {
+                let captures = Captures { parts: parts.clone(), index: Some(index) };
+                let name = substitute(Pattern::new(from).name(), &captures);
+                let message = format!("number {index} of `{from}` is missing for `{whole}`: `{name}`");
+                misfits.push((message, name, vec![whole.clone()]));
+            }
+            taken.extend(members.values().map(|&at| self.map.info(at).key.clone()));
+        }
+        self.leave_out(taken, misfits);
+        places
     }
 }

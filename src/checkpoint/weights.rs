@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::map::WeightMap;
+use super::rules::Misfit;
 use super::{Config, Files, QuantizationConfig, Rules, foreign, nearest};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
 use crate::ops::{self, Quantization};
+
+/// Names for which the nearest others are looked for.
+const SUGGESTED: usize = 8;
 
 /// The weights of a model at some path: a cheap handle that a layer reads its parameters from.
 ///
@@ -36,6 +40,8 @@ struct Root {
     absent: RefCell<BTreeSet<String>>,
     /// What is missing or has another shape, where all of it is looked for.
     faults: RefCell<Option<Vec<Error>>>,
+    /// What did not fit the rules.
+    misfits: Vec<Misfit>,
     /// The matrices that were read, and how they are quantized.
     matrices: RefCell<BTreeMap<String, Option<Quantization>>>,
     /// Matrices whose inputs are rotated, and in blocks of what size.
@@ -63,7 +69,7 @@ impl Weights {
     pub fn open(dir: &Path, rules: &Rules) -> Result<Self> {
         let files = Files::open(dir)?;
         let map = rules.plan(&files.tensors()?).map_err(|e| Error::invalid(dir, e))?;
-        Ok(Self::new(Source::Files(files), map, None))
+        Ok(Self::new(Source::Files(files), (map, Vec::new()), None))
     }
 
     /// As [`open`](Self::open), for the checkpoint that `config` is of: what another program has quantized
@@ -72,7 +78,15 @@ impl Weights {
         let files = Files::open(dir)?;
         let rules = foreign::rules(config, &files)?.append(rules.clone());
         let map = rules.plan(&files.tensors()?).map_err(|e| Error::invalid(dir, e))?;
-        Ok(Self::new(Source::Files(files), map, config.quantization()?))
+        Ok(Self::new(Source::Files(files), (map, Vec::new()), config.quantization()?))
+    }
+
+    /// As [`of`](Self::of), where [`make`](Self::make) tells what did not fit the rules.
+    pub(crate) fn to_make(config: &Config, dir: &Path, rules: &Rules) -> Result<Self> {
+        let files = Files::open(dir)?;
+        let rules = foreign::rules(config, &files)?.append(rules.clone());
+        let planned = rules.plan_what_fits(&files.tensors()?);
+        Ok(Self::new(Source::Files(files), planned, config.quantization()?))
     }
 
     /// Weights that are in memory: for training and tests.
@@ -85,13 +99,18 @@ impl Weights {
         };
         let mut tensors: Vec<TensorInfo> = arrays.iter().map(info).collect();
         tensors.sort_by(|a, b| a.key.cmp(&b.key));
-        Self::new(Source::Arrays(arrays), WeightMap::identity(&tensors), None)
+        Self::new(Source::Arrays(arrays), (WeightMap::identity(&tensors), Vec::new()), None)
     }
 
-    fn new(source: Source, map: WeightMap, quantization: Option<QuantizationConfig>) -> Self {
+    fn new(
+        source: Source,
+        (map, misfits): (WeightMap, Vec<Misfit>),
+        quantization: Option<QuantizationConfig>,
+    ) -> Self {
         let (computed, taken, absent) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
         let (matrices, rotations, faults) = <(RefCell<_>, RefCell<_>, RefCell<_>)>::default();
-        let root = Root { source, map, quantization, computed, taken, absent, faults, matrices, rotations };
+        let root =
+            Root { source, map, quantization, computed, taken, absent, faults, misfits, matrices, rotations };
         Self { root: Rc::new(root), path: String::new() }
     }
 
@@ -156,24 +175,41 @@ impl Weights {
     }
 
     /// The model that `make` makes of all weights. Fails with everything that does not fit: weights that are
-    /// missing, have another shape, or are of no use.
+    /// missing, for the model or for a rule, have another shape, or are of no use.
     pub(crate) fn make<M>(&self, make: impl Fn(&Self) -> Result<M>) -> Result<M> {
+        let misfits = &self.root.misfits;
         let first = match make(self).and_then(|model| self.finish().map(|()| model)) {
-            Ok(model) => return Ok(model),
-            Err(error) => error,
+            Ok(model) if misfits.is_empty() => return Ok(model),
+            Ok(_) => None,
+            Err(error) => Some(error),
         };
         self.root.faults.replace(Some(Vec::new()));
         self.root.taken.take();
         self.root.absent.take();
         let left = make(self).map(|_| self.unused()).unwrap_or_default();
-        let faults = self.root.faults.take().unwrap_or_default();
-        if faults.len() + left.len() < 2 || faults.is_empty() {
+        let mut faults = self.root.faults.take().unwrap_or_default();
+        faults.retain(|fault| match fault {
+            Error::MissingWeight { path, .. } => !misfits.iter().any(|misfit| misfit.names.contains(path)),
+            _ => true,
+        });
+        let alone = match faults.as_slice() {
+            [] => true,
+            [only] => left.is_empty() && !matches!(only, Error::MissingWeight { .. }),
+            _ => false,
+        };
+        if let Some(first) = first.filter(|_| misfits.is_empty() && alone) {
             return Err(first);
         }
         let mut message = "the weights are not those of this config:".to_owned();
-        for fault in &faults {
+        for misfit in misfits {
+            let _ = write!(message, "\n  {}", misfit.message);
+        }
+        for (at, fault) in faults.iter().enumerate() {
             let _ = match fault {
-                Error::MissingWeight { path, .. } => write!(message, "\n  missing weight `{path}`"),
+                Error::MissingWeight { path, .. } => {
+                    let close = if at < SUGGESTED { self.close_to(path, &left) } else { String::new() };
+                    write!(message, "\n  missing weight `{path}`{close}")
+                }
                 Error::Invalid { message: what, .. } => write!(message, "\n  {what}"),
                 other => write!(message, "\n  {other}"),
             };
@@ -267,9 +303,24 @@ impl Weights {
         self.tensors().filter(left).collect()
     }
 
+    /// The names nearest to this one, of weights that are `left`; if none is near, of all that are there.
+    fn close_to(&self, path: &str, left: &[&TensorInfo]) -> String {
+        let mut close = nearest(path, left.iter().map(|tensor| tensor.key.as_str()), 1);
+        if close.is_empty() {
+            let (sources, targets) = (self.root.map.sources(), self.root.map.targets());
+            close = nearest(path, sources.chain(targets).map(|tensor| tensor.key.as_str()), 4);
+            close.dedup();
+            close.truncate(2);
+        }
+        match close.as_slice() {
+            [] => String::new(),
+            [one] => format!(" (there is `{one}`)"),
+            several => format!(" (there are `{}`)", several.join("`, `")),
+        }
+    }
+
     /// A line for each of them, with the name that it may have been meant for.
     fn list(&self, unused: &[&TensorInfo]) -> String {
-        const SUGGESTED: usize = 8;
         let (absent, mut lines) = (self.root.absent.borrow(), String::new());
         for (at, tensor) in unused.iter().enumerate() {
             let _ = write!(lines, "\n  {tensor}");

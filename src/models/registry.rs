@@ -54,7 +54,7 @@ macro_rules! models {
                 $($($name)|+ => {
                     let args: $($module)::+::Args = config.args()?;
                     args.check().map_err(|e| Error::invalid(config.path(), e))?;
-                    let weights = Weights::of(config, dir, &$($module)::+::rules(&args))?;
+                    let weights = Weights::to_make(config, dir, &$($module)::+::rules(&args))?;
                     let model = weights.make(|weights| $($module)::+::model(&args, weights))?;
                     Ok((Box::new(model), weights))
                 })*

@@ -1,6 +1,6 @@
 //! Every architecture against mlx-lm and transformers: `tests/fixtures/zoo`, made by `tests/oracle/zoo.py`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -261,6 +261,58 @@ fn a_zero_in_a_config_is_no_panic() {
     }
     assert!(panics.is_empty(), "{panics:?}");
     assert!(refused > seen.len(), "{refused}");
+}
+
+/// An expert that is missing, and everything else that does not fit, each with the name nearest to it.
+#[test]
+fn missing_experts_are_told_with_all_that_does_not_fit() {
+    let fixture =
+        Fixture::all().into_iter().find(|f| f.case == "qwen3_moe" && f.framework.starts_with("mlx"));
+    let fixture = fixture.unwrap();
+    let config: Value = serde_json::from_str(&fixture.config).unwrap();
+    let told = |change: &dyn Fn(&mut BTreeMap<String, Array>)| {
+        let tmp = fixture.checkpoint(&fixture.config);
+        let file = tmp.path().join("model.safetensors");
+        let (weights, metadata) = mlxport::io::load_safetensors(&file).unwrap();
+        let mut split = BTreeMap::new();
+        for (name, weight) in weights {
+            let Some((layer, part)) = name.split_once(".switch_mlp.") else {
+                split.insert(name, weight);
+                continue;
+            };
+            for i in 0..weight.shape()[0] {
+                split.insert(format!("{layer}.experts.{i}.{part}"), weight.index(i).unwrap());
+            }
+        }
+        change(&mut split);
+        let weights = split.iter().map(|(name, array)| (name.as_str(), array));
+        mlxport::io::save_safetensors(&file, weights, &metadata).unwrap();
+        models::load(tmp.path()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    told(&|_| {}).unwrap();
+    let layer = config["num_hidden_layers"].as_i64().unwrap() - 1;
+    let expert = |part: &str| format!("model.layers.{layer}.mlp.experts.1.{part}.weight");
+    let misnamed = expert("up_proj").replace("experts", "expert");
+    let error = told(&|weights| {
+        let up = weights.remove(&expert("up_proj")).unwrap();
+        weights.insert(misnamed.clone(), up);
+        weights.remove(&expert("down_proj")).unwrap();
+        weights.remove("model.norm.weight").unwrap();
+    });
+    let error = error.unwrap_err();
+    for told in [
+        format!("`{}` (there is `{misnamed}`)", expert("up_proj")),
+        format!("`{}`", expert("down_proj")),
+        "missing weight `model.norm.weight` (there ".to_owned(),
+    ] {
+        assert!(error.contains(&told), "{told}: {error}");
+    }
+    assert!(!error.contains("missing weight `model.layers"), "{error}");
+    let lone = told(&|weights| drop(weights.remove("model.norm.weight"))).unwrap_err();
+    assert!(
+        lone.contains("missing weight `model.norm.weight` (there ") && lone.contains("norm.weight`"),
+        "{lone}"
+    );
 }
 
 /// Which layers mlx-lm quantizes, and how (`tests/oracle/convert.py`): others it could not load.
