@@ -160,7 +160,7 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
         return Err(Error::argument("convert", message));
     }
     let config = Config::load(source)?;
-    let module = architecture_of(&config)?;
+    let (module, model_type) = (architecture_of(&config)?, config.model_type()?);
     let wanted = match options.dtype {
         Some(dtype) => config.clone().with_dtype(dtype),
         None => config.clone(),
@@ -168,17 +168,21 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
     let (model, mut weights) = models::load_weights(&wanted, source)?;
     let num_layers = model.num_layers();
     drop(model);
-    // mlx-lm has BitNet's weights as they are published; affine ones are for running it.
-    let packed = module == "bitnet" && !options.dequantize && options.quantize.is_none();
+    let all = weights.matrices();
+    // mlx-lm has BitNet's weights as they are published; affine ones are for running it. What the config says of
+    // their scales is lost with a new `quantization`, and mlx-lm always multiplies.
+    let foreign = config.foreign_quantization()?;
+    let divided = foreign.is_some_and(|block| block["linear_class"].as_str() != Some("autobitlinear"));
+    let packed = module == "bitnet" && !options.dequantize && !(options.quantize.is_some() && divided);
     if packed {
-        weights = Weights::of(&config, source, &Rules::new())?;
+        weights = Weights::open(source, &models::lm::bitnet::packed_rules(&config.args()?))?;
     }
-
-    let old = weights.matrices();
+    let is_ternary = |path: &String| packed && weights.contains(&format!("{path}.weight_scale"));
+    let old: BTreeMap<_, _> = all.clone().into_iter().filter(|(path, _)| !is_ternary(path)).collect();
     let mut changes = Changes::none(&weights);
     let dtype = options.dtype.or(config.dtype()?.filter(|dtype| dtype.is_floating()));
     if let Some(dtype) = dtype {
-        changes.cast(dtype, |path| is_cast(&module, path));
+        changes.cast(dtype, |path| is_cast(model_type, path));
     }
     let mut choices = BTreeMap::new();
     let new = match (options.quantize, options.dequantize) {
@@ -186,7 +190,7 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
         (Some(default), false) => {
             default.check("quantize")?;
             let dense = changes.dense_matrices(&old);
-            choices = quantize::choices(&module, num_layers, &dense, default, *recipe)?;
+            choices = quantize::choices(model_type, num_layers, &all, &dense, default, *recipe)?;
             changes.quantize(&choices, default)?;
             let how = |(path, old): (&String, &Option<Quantization>)| {
                 let chosen = match choices.get(path) {
@@ -225,7 +229,7 @@ pub fn rewrite(options: &Rewrite, progress: &mut dyn FnMut(u64, u64) -> Result<(
     write_config(
         &config,
         &staging.temporary().join("config.json"),
-        (!packed).then(|| quantization.clone().unwrap_or_default()),
+        (!packed || options.quantize.is_some()).then(|| quantization.clone().unwrap_or_default()),
     )?;
     copy_kept(source, staging.temporary())?;
     let files = file_names(staging.temporary())?;

@@ -35,7 +35,12 @@ impl Args {
 pub fn rules(args: &Args) -> Rules {
     let weight = ["*.weight", "*.scales", "*.biases"];
     let ternary = Encoding::Ternary { divided: false };
-    args.sizes.tied().rules().decode(&["*.weight", "*.weight_scale"], &weight, ternary)
+    packed_rules(args).decode(&["*.weight", "*.weight_scale"], &weight, ternary)
+}
+
+/// The same, with ternary weights as they are published, which mlx-lm has too.
+pub fn packed_rules(args: &Args) -> Rules {
+    args.sizes.tied().rules()
 }
 
 /// [`Attention`] with a norm of what the heads give.
