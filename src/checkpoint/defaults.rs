@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What the sources' config classes say, by `model_type`.
 const DEFAULTS: &str = include_str!("../../assets/config-defaults.json");
@@ -28,13 +28,41 @@ fn text_type(whole: Option<&Value>, text: Option<&Value>) -> Option<Value> {
     own.or(whole).cloned()
 }
 
+/// Makes the head of a config with a `text_config` tied, or not, where both say so. Else the checkpoint decides
+/// (`null`): transformers goes by the whole, which its classes have a default for, and mlx-lm by the part.
+fn settle_head(config: &mut Value) {
+    const KEY: &str = "tie_word_embeddings";
+    let whole = config.get(KEY).cloned();
+    if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut)
+        && (whole.is_none() || whole.as_ref() != text.get(KEY))
+    {
+        text.insert(KEY.to_owned(), Value::Null);
+    }
+}
+
+/// Takes `rope_parameters` away where there is a `rope_scaling`, as transformers does, unless they are those of
+/// kinds of layers.
+fn settle_rope(config: &mut Map<String, Value>) {
+    let scaling = config.get("rope_scaling").and_then(Value::as_object).filter(|scaling| !scaling.is_empty());
+    let plain = config.get("rope_parameters").and_then(Value::as_object);
+    let plain = plain.is_some_and(|parameters| !parameters.values().any(Value::is_object));
+    let Some(theta) = scaling.filter(|_| plain).map(|scaling| scaling.get("rope_theta").cloned()) else {
+        return;
+    };
+    config.remove("rope_parameters");
+    config.extend(theta.map(|theta| ("rope_theta".to_owned(), theta)));
+}
+
 /// Puts what the source's class says into `config`, or into its `text_config` where it has one.
 pub(super) fn complete(config: &mut Value) {
+    settle_head(config);
     let whole = config.get("model_type").cloned();
     let text = config.get("text_config").is_some_and(Value::is_object);
     let Some(config) = (if text { config.get_mut("text_config") } else { Some(config) }) else { return };
     let row = row(text_type(whole.as_ref(), config.get("model_type")).as_ref());
-    let (Some(config), Some(row)) = (config.as_object_mut(), row) else { return };
+    let Some(config) = config.as_object_mut() else { return };
+    settle_rope(config);
+    let Some(row) = row else { return };
     for (names, value) in row.always {
         let mut names = names.split('|');
         if !names.clone().any(|name| config.contains_key(name)) {

@@ -230,6 +230,18 @@ fn what_is_tied_has_two_names() {
 }
 
 #[test]
+fn of_a_tied_head_only_the_bias_is_left() {
+    let parts = ["weight", "scales", "biases", "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale"];
+    let more =
+        ["weight_shape", "weight_scale_inv", "weight_zero_point", "weight.absmax", "input_scale", "bias"];
+    let names = [&parts[..], &more].concat().into_iter().map(|part| format!("lm_head.{part}"));
+    let names: Vec<String> = names.chain(["embed.weight".to_owned()]).collect();
+    let arrays = counting(&names.iter().map(|name| (name.as_str(), &[2][..])).collect::<Vec<_>>());
+    let (_, weights) = apply(&Rules::new().tied_head(true), &arrays);
+    assert_eq!(weights.keys().collect::<Vec<_>>(), ["embed.weight", "lm_head.bias"]);
+}
+
+#[test]
 fn what_is_dropped_does_not_come_back() {
     let arrays = counting(&[("a", &[2]), ("b", &[2]), ("c", &[1])]);
     let rules = Rules::new().drop("a", "unused").split("b", &["b1", "b2"], 0, &[]).drop("b2", "unused");

@@ -45,6 +45,10 @@ MISSING = {
 }
 
 
+# Keys of which mlx-lm says that they may be missing, and transformers what it takes then; its checkpoints go by that.
+TOLD = {"deepseek_v2": ["n_routed_experts", "n_shared_experts"], "nemotron_h": ["n_shared_experts"]}
+
+
 def fields_of_args():
     """The names of numbers and flags in any struct that is read from a config: those without a default, and all."""
     field = re.compile(r"((?:    #\[serde\([^\n]*\n)?)    (?:pub(?:\(\w+\))? )?(\w+): (Option<)?(?:i32|usize|f32|f64|bool)>?,")
@@ -70,7 +74,7 @@ def always(config, mlx, found):
     says = lambda key: not mlx or any(mlx.get(name) is not None for name in [key, *names.get(key, [])])
     for field in dataclasses.fields(config):
         key = field.name
-        if number(field.default) and key in found - MISSING and says(key):
+        if number(field.default) and key in found - MISSING and (says(key) or key in TOLD.get(config.model_type, [])):
             row["|".join([key, *names.get(key, [])])] = field.default
     built = config()
     rope = getattr(built, "rope_parameters", None) or {}

@@ -78,6 +78,29 @@ def without_windows(path):
 lm("qwen2__few", "fewer layers than those that have no window by default", base("qwen2", num_hidden_layers=2, use_sliding_window=True, sliding_window=4, max_window_layers=28), after=without_windows)
 lm("minimax__sliding", "softmax attention in windows", minimax | dict(num_hidden_layers=2, sliding_window=5))
 lm("nemotron_h__tied", "a head of its own, though the config says that it is tied", cases_lm.nemo_h | dict(tie_word_embeddings=True))
+lm("kimi_linear__tied", "a head of its own, though the config says that it is tied", kimi | dict(tie_word_embeddings=True), init=((r"A_log$", common.normal(0.0, 0.4)),), save=cases_lm.renamed(lambda k, m: k.replace(".layers.0.block_sparse_moe.", ".layers.0.mlp.")))
+lm("nanochat__tied", "a tied head", base("nanochat", num_hidden_layers=2, hidden_act="relu2", final_logit_softcapping=15.0, tie_word_embeddings=True))
+lm("gemma3n_text__untied", "a head of its own", cases_lm.gemma3n | dict(tie_word_embeddings=False))
+
+
+def edited(keys, **more):
+    """Takes keys out of the configs, and puts others in."""
+
+    def edit(path):
+        for name in ("config.json", "config_legacy.json"):
+            if (path / name).exists():
+                config = json.loads((path / name).read_text())
+                config = {key: value for key, value in config.items() if key not in keys} | more
+                (path / name).write_text(json.dumps(config, indent=2) + "\n")
+
+    return edit
+
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+lm("qwen3__two_ropes", "`rope_scaling` beside `rope_parameters`", base("qwen3", head_dim=24, num_hidden_layers=2, rope_theta=10000.0, rope_scaling=YARN), after=edited(["rope_theta"], rope_theta=10000.0, rope_scaling=YARN, rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=500.0)))
+lm("deepseek_v2__absent", "as many experts as the class says", base("deepseek_v2", **cases_lm.MLA) | dict(num_hidden_layers=2, first_k_dense_replace=1, moe_intermediate_size=8, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=3, topk_method="greedy", n_group=1, topk_group=1), after=edited(["n_routed_experts", "n_shared_experts"]))
+lm("falcon_h1__absent", "heads that share the width", falcon_h1 | dict(num_hidden_layers=2), after=edited(["mamba_d_head"]))
+lm("nemotron_h__absent", "a shared expert that the config does not speak of", cases_lm.nemo_h | dict(n_shared_experts=1), after=edited(["n_shared_experts"]))
 
 
 def vl(name, notes, text, vision, cls, **config):
@@ -103,6 +126,9 @@ vl("qwen3_5_moe", "text path", cases_lm.qwen3_5 | dict(model_type="qwen3_5_moe_t
 vl("gemma3", "text path", cases_lm.gemma3_text, dict(TOWER, model_type="siglip_vision_model"), "Gemma3ForConditionalGeneration", mm_tokens_per_image=4)
 vl("gemma4", "text path", cases_lm.gemma4_text, dict(TOWER, patch_size=4), "Gemma4ForConditionalGeneration", init=cases_lm.g4init)
 vl("minimax_m3_vl", "text path", cases_lm.minimax_m3, dict(TOWER, patch_size=4), "MiniMaxM3SparseForConditionalGeneration", tie_word_embeddings=False)
+vl("qwen3_5__text_tied", "a head of its own, as the whole says and its text does not", cases_lm.qwen3_5 | dict(num_hidden_layers=2, layer_types=[LIN, FULL], tie_word_embeddings=True), dict(QWEN_TOWER, num_position_embeddings=16), "Qwen3_5ForConditionalGeneration", tie_word_embeddings=False)
+vl("lfm2_vl__text_untied", "a tied head, as the whole says and its text does not", dict(cases_lm.lfm2, tie_word_embeddings=False), dict(TOWER, model_type="siglip2_vision_model", num_patches=4), "Lfm2VlForConditionalGeneration", projector_hidden_size=32, tie_word_embeddings=True)
+vl("gemma4__text_untied", "a tied head, as the whole says and its text does not", cases_lm.gemma4_text | dict(tie_word_embeddings=False), dict(TOWER, patch_size=4), "Gemma4ForConditionalGeneration", init=cases_lm.g4init)
 
 if __name__ == "__main__":
     for name in known:

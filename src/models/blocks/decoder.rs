@@ -201,7 +201,7 @@ impl Rules {
             return self;
         }
         let drop = |rules: Self, part: &str| rules.drop(format!("lm_head.{part}"), "tied to the embeddings");
-        ["weight", "scales", "biases"].into_iter().fold(self, drop)
+        ["weight*", "q*", "*scale*", "biases", "g_idx", "SCB"].into_iter().fold(self, drop)
     }
 }
 

@@ -25,8 +25,7 @@ pub struct Args {
     pub(super) rms_norm_eps: f32,
     #[serde(default)]
     pub(super) hidden_act: Activation,
-    #[serde(default)]
-    pub(super) tie_word_embeddings: bool,
+    pub(super) tie_word_embeddings: Option<bool>,
     #[serde(flatten)]
     pub(super) latent: LatentConfig,
     #[serde(flatten)]
@@ -153,7 +152,7 @@ impl Args {
         let (dims, eps) = (self.hidden_size, self.rms_norm_eps);
         let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
         let (sizes, tied, layers) =
-            ([self.vocab_size, dims], Some(self.tie_word_embeddings), self.num_hidden_layers);
+            ([self.vocab_size, dims], self.tie_word_embeddings, self.num_hidden_layers);
         Decoder::new(w, Names::LLAMA, sizes, tied, norm, layers, |i, w| {
             Ok(Block::new(
                 attention(i, &w.pp("self_attn"))?,

@@ -25,7 +25,12 @@ pub struct Args {
     head_dim: Option<i32>,
     rms_norm_eps: f32,
     mamba_n_heads: i32,
-    mamba_d_head: i32,
+    /// By default the width of the state-space layer is divided among its heads.
+    mamba_d_head: Option<HeadDim>,
+    /// That width; `null` if it is `mamba_expand` times the features of the model.
+    #[serde(default = "width")]
+    mamba_d_ssm: Option<i32>,
+    mamba_expand: i32,
     mamba_d_state: i32,
     mamba_d_conv: i32,
     mamba_n_groups: i32,
@@ -53,6 +58,24 @@ pub struct Args {
     rope: RopeConfig,
 }
 
+/// Features of a head, or that they follow from others.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum HeadDim {
+    Size(i32),
+    Auto(Auto),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Auto {
+    Auto,
+}
+
+fn width() -> Option<i32> {
+    Some(1024)
+}
+
 fn one() -> f32 {
     1.0
 }
@@ -71,10 +94,17 @@ impl Args {
         self.sizes().check(checks).done()
     }
 
+    fn mamba_width(&self) -> i32 {
+        self.mamba_d_ssm.unwrap_or_else(|| self.mamba_expand.saturating_mul(self.hidden_size))
+    }
+
     fn sizes(&self) -> Mamba2Sizes {
         Mamba2Sizes {
             heads: self.mamba_n_heads,
-            head_dim: self.mamba_d_head,
+            head_dim: match self.mamba_d_head {
+                Some(HeadDim::Size(size)) => size,
+                _ => self.mamba_width().checked_div(self.mamba_n_heads).unwrap_or(0),
+            },
             groups: self.mamba_n_groups,
             state: self.mamba_d_state,
             kernel: self.mamba_d_conv,

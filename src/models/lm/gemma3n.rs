@@ -44,6 +44,7 @@ pub struct TextArgs {
     altup_correct_scale: bool,
     laurel_rank: i32,
     rope_local_base_freq: Option<f64>,
+    tie_word_embeddings: Option<bool>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -105,14 +106,14 @@ impl TextArgs {
 }
 
 /// How the names of a checkpoint become the model's.
-pub fn rules(_: &Args) -> Rules {
+pub fn rules(args: &Args) -> Rules {
     let why = "not of the language model";
     let drop = |rules: Rules, part: &&str| rules.drop(format!("model.{part}.*"), why);
     ["vision_tower", "audio_tower", "embed_audio", "embed_vision"]
         .iter()
         .fold(Rules::new(), drop)
         .drop("*.rotary_emb.*", "computed from the config")
-        .drop("lm_head.*", "tied to the embeddings")
+        .tied_head(args.0.tie_word_embeddings)
         .rename("model.language_model.*", "text.*")
         .rename("model.*", "text.*")
         .rename("text.*", "model.language_model.*")
@@ -308,6 +309,8 @@ pub struct Model {
     per_layer: PerLayerEmbeddings,
     altup_projections: Vec<Linear>,
     altup_unembed_projections: Vec<Linear>,
+    /// `None` if tied to the embeddings.
+    lm_head: Option<Linear>,
     /// For each layer the one whose keys and values it attends to.
     sources: Vec<usize>,
     memories: usize,
@@ -323,12 +326,13 @@ parameters!(Model {
     per_layer: "model.language_model",
     altup_projections: "model.language_model.altup_projections",
     altup_unembed_projections: "model.language_model.altup_unembed_projections",
+    lm_head
 });
 
 /// Reads the weights that `args` call for.
-pub fn model(args: &Args, w: &Weights) -> Result<Model> {
+pub fn model(args: &Args, root: &Weights) -> Result<Model> {
     args.check()?;
-    let (args, w) = (&args.0, w.pp("model.language_model"));
+    let (args, w) = (&args.0, root.pp("model.language_model"));
     let (dims, eps, types) = (args.hidden_size, args.rms_norm_eps, args.types());
     let sizes = [dims, args.hidden_size_per_layer_input];
     let (count, vocab) = (args.num_hidden_layers as i32, args.vocab_size_per_layer_input);
@@ -336,8 +340,10 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         (0..args.altup_num_inputs - 1).map(|i| w.pp(name).linear(&i.to_string(), dims, dims)).collect()
     };
     let layer = |(i, layer_type)| Layer::new(args, i, layer_type, &w.pp("layers").pp(i));
+    let head = root.contains("lm_head.weight").then(|| root.linear("lm_head", dims, args.vocab_size));
     Ok(Model {
         embed_tokens: w.embedding("embed_tokens", args.vocab_size, dims)?,
+        lm_head: head.transpose()?,
         norm: w.rms_norm("norm", dims, eps)?,
         per_layer: PerLayerEmbeddings::new(&w, vocab, count, sizes, eps)?,
         altup_projections: projections("altup_projections")?,
@@ -394,7 +400,10 @@ impl LanguageModel for Model {
         let h = ops::mean(&beside(&h.index(0)?, &others, &self.altup_unembed_projections)?, 0, false)?;
         let h = stage("norm", || self.norm.forward(&h))?;
         stage("logits", || {
-            let logits = self.embed_tokens.as_linear(&h)?;
+            let logits = match &self.lm_head {
+                Some(head) => head.forward(&h)?,
+                None => self.embed_tokens.as_linear(&h)?,
+            };
             self.cap.map_or(Ok(logits.clone()), |cap| soft_cap(&logits, cap))
         })
     }

@@ -185,10 +185,7 @@ pub fn rules(args: &Args) -> Rules {
             );
         }
     }
-    match args.tie_word_embeddings {
-        Some(false) => rules,
-        _ => rules.drop("lm_head.*", "tied to the embeddings"),
-    }
+    rules.tied_head(args.tie_word_embeddings)
 }
 
 /// A layer.
@@ -377,8 +374,7 @@ pub fn model(args: &Args, root: &Weights) -> Result<Model> {
     let (w, size, types) = (root.pp("model"), args.hidden_size_per_layer_input, args.layer_types());
     let per_layer_vocab = args.vocab_size_per_layer_input.unwrap_or(args.vocab_size);
     let layer = |(i, layer_type)| Layer::new(args, i, layer_type, &w.pp("layers").pp(i));
-    let head =
-        (args.tie_word_embeddings == Some(false)).then(|| root.linear("lm_head", dims, args.vocab_size));
+    let head = root.contains("lm_head.weight").then(|| root.linear("lm_head", dims, args.vocab_size));
     let per_layer =
         (size > 0).then(|| PerLayerEmbeddings::new(&w, per_layer_vocab, count, [dims, size], eps));
     Ok(Model {

@@ -66,8 +66,7 @@ struct Text {
     routed_expert_hidden_size: Option<i32>,
     #[serde(default)]
     latent_moe_use_norm: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
 }
 
 fn eps() -> f32 {
@@ -210,8 +209,8 @@ pub fn rules(args: &Args) -> Rules {
     let rules = text.delta_layers().into_iter().fold(rules, join);
     let rules = text.latent().split_rules(rules);
     match text.tie_word_embeddings {
-        true => rules.drop("language_model.lm_head.*", "tied to the embeddings"),
-        false => rules,
+        Some(true) => rules.drop("language_model.lm_head.*", "tied to the embeddings"),
+        _ => rules,
     }
 }
 
@@ -224,7 +223,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let (text, w) = (&args.0, &w.pp("language_model"));
     let (dims, eps) = (text.hidden_size, text.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (text.num_hidden_layers, Some(text.tie_word_embeddings));
+    let (layers, tied) = (text.num_hidden_layers, text.tie_word_embeddings);
     let decoder = Decoder::new(w, Names::LLAMA, [text.vocab_size, dims], tied, norm, layers, |i, w| {
         let mix = |name| Mixture::new(w, name, dims, eps);
         Ok(Layer {

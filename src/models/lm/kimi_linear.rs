@@ -151,7 +151,7 @@ pub fn rules(args: &Args) -> Rules {
         .transpose("*.{}_conv1d.weight [_, 1, _]", &[0, 2, 1])
         .rename("*.{}_conv1d.weight", "*.{}_conv.conv.weight")
         .reshape("*.dt_bias [_, _]", &[-1]);
-    args.latent().split_rules(rules).tied_head(args.tie_word_embeddings)
+    args.latent().split_rules(rules)
 }
 
 /// The model.
@@ -162,7 +162,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    let (layers, tied) = (args.num_hidden_layers, (!args.tie_word_embeddings).then_some(false));
     Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         Ok(Block::new(
             mixer(args, &w.pp("self_attn"))?,

@@ -33,8 +33,7 @@ pub struct Args {
     head_dim: i32,
     rotary_dim: Option<i32>,
     vocab_size: i32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
     routed_scaling_factor: Option<f32>,
     #[serde(default = "yes")]
     use_qk_norm: bool,
@@ -224,7 +223,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     args.check()?;
     let dims = args.hidden_size;
     let norm = |name: &str| args.norm(w, name, dims);
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    let (layers, tied) = (args.num_hidden_layers, args.tie_word_embeddings);
     Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         let names = if args.has_experts(i) { BlockNames::MIXTRAL } else { BlockNames::LLAMA };
         let block = Block::new(

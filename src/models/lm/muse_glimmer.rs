@@ -36,7 +36,7 @@ pub struct Text {
     layer_types: Option<Vec<LayerType>>,
     /// 0 for a layer without rotary positions.
     layer_rope_theta: Option<Vec<f64>>,
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
     final_logit_softcapping: f32,
     output_multiplier: f32,
     #[serde(flatten)]
@@ -60,7 +60,7 @@ impl Default for Text {
             hidden_activation: Activation::Silu,
             layer_types: None,
             layer_rope_theta: None,
-            tie_word_embeddings: false,
+            tie_word_embeddings: None,
             final_logit_softcapping: 20.0,
             output_multiplier: 1.0 / 26f32.sqrt(),
             rope: RopeConfig::default(),
@@ -136,7 +136,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
     let args = &args.0;
     let (dims, eps) = (args.hidden_size, args.rms_norm_eps);
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (layers, tied) = (args.num_hidden_layers, Some(args.tie_word_embeddings));
+    let (layers, tied) = (args.num_hidden_layers, args.tie_word_embeddings);
     let model = Decoder::new(w, Names::LLAMA, [args.vocab_size, dims], tied, norm, layers, |i, w| {
         let mixer = attention(args, i, &w.pp("self_attn"))?;
         let mlp = Mlp::new(&w.pp("mlp"), dims, args.intermediate_size, args.hidden_activation)?;

@@ -45,7 +45,7 @@ pub struct Text {
     num_shared_experts: i32,
     routed_scaling_factor: f32,
     residual_gate_temperature: f32,
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
     final_logit_softcapping: f32,
     output_multiplier: f32,
     #[serde(flatten)]
@@ -76,7 +76,7 @@ impl Default for Text {
             num_shared_experts: 0,
             routed_scaling_factor: 1.0,
             residual_gate_temperature: 0.3,
-            tie_word_embeddings: false,
+            tie_word_embeddings: None,
             final_logit_softcapping: 20.0,
             output_multiplier: 0.176_776_7,
             rope: RopeConfig::default(),
@@ -224,7 +224,7 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         head: "lm_head",
     };
     let norm = |name: &str| Ok(w.rms_norm(name, dims, eps)?.into());
-    let (sizes, tied) = ([args.vocab_size, dims], Some(args.tie_word_embeddings));
+    let (sizes, tied) = ([args.vocab_size, dims], args.tie_word_embeddings);
     let model = Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, |i, w| {
         Ok(Layer {
             self_attn: Attention::new(args, i, &w.pp("self_attn"))?,

@@ -23,6 +23,7 @@ pub struct Args {
     vocab_size: i32,
     rms_norm_eps: f32,
     hidden_act: Activation,
+    tie_word_embeddings: bool,
     final_logit_softcapping: Option<f32>,
     #[serde(flatten)]
     rope: RopeConfig,
@@ -39,6 +40,7 @@ impl Default for Args {
             vocab_size: 65_536,
             rms_norm_eps: 1e-5,
             hidden_act: Activation::Relu2,
+            tie_word_embeddings: false,
             final_logit_softcapping: Some(15.0),
             rope: RopeConfig::default(),
         }
@@ -99,9 +101,10 @@ pub fn model(args: &Args, w: &Weights) -> Result<Model> {
         })
     };
     let (sizes, norm) = ([args.vocab_size, dims], |_: &str| Ok(plain.clone()));
+    let tied = (!args.tie_word_embeddings).then_some(false);
     Ok(Decoder {
         embed_norm: Some(plain.clone()),
         logits: LogitsScale { factor: None, cap: args.final_logit_softcapping },
-        ..Decoder::new(w, names, sizes, Some(false), norm, args.num_hidden_layers, layer)?
+        ..Decoder::new(w, names, sizes, tied, norm, args.num_hidden_layers, layer)?
     })
 }

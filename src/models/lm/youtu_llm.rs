@@ -25,7 +25,7 @@ impl Args {
     /// The config as one of DeepSeek's.
     fn base(&self) -> deepseek_v3::Args {
         let mut base = self.base.clone();
-        base.tie_word_embeddings = self.tie_word_embeddings.unwrap_or(true);
+        base.tie_word_embeddings = self.tie_word_embeddings.or(Some(true));
         base.rope_interleave &= self.rope_traditional.unwrap_or(true);
         base
     }
