@@ -150,7 +150,8 @@ impl Format {
 }
 
 impl ChatTemplates {
-    /// The one that `chat_template_type` names, and those of `chat_template.jinja` and `additional_chat_templates/*.jinja`, or if there are none those
+    /// The one that `chat_template_type` names, and those of `chat_template.jinja` and
+    /// `additional_chat_templates/*.jinja`, or if there are none those
     /// of `tokenizer_config`, or else the one of `chat_template.json`.
     pub(super) fn load(dir: &Path, tokenizer_config: &Value) -> Result<Self> {
         let mut sources = BTreeMap::new();
