@@ -81,6 +81,18 @@ fn they_repeat_and_do_not_depend_on_the_threads() {
 }
 
 #[test]
+fn pieces_do_not_cross_from_one_matrix_to_the_next() {
+    for (rows, dtype) in [(1, Dtype::Bfloat16), (1, Dtype::Float32), (2, Dtype::Bfloat16)] {
+        let cases = cases(Quantization::affine(64, 4), [dtype; 2], &[rows], &[501, 3, 302], 16, 1);
+        for (i, case) in cases.iter().enumerate() {
+            let on =
+                |path| kernels::force(path, || products(&case.x, &cases)).unwrap().unwrap().swap_remove(i);
+            case.check_by(Some(&cases[0]), on).unwrap();
+        }
+    }
+}
+
+#[test]
 fn scales_may_have_several_dtypes() {
     let how = Quantization::affine(32, 4);
     let of = |scales, seed| Case::new(how, [Dtype::Bfloat16, scales], &[2], 50, 20, seed, unit_values);

@@ -158,8 +158,9 @@ fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], g
     });
 }
 
-/// `grain` rows of one of the weights at a time by `rows(w, first, columns)`, and the portable way what it gives that is
-/// not finite.
+/// Pieces of the rows of the weights by `rows(w, first, columns)`, and the portable way what it gives that is not finite.
+/// The first pieces are large, since codes arrive late where a thread begins with one; the last are small, so that all
+/// threads end together. `grain` rows are worth another thread.
 fn columns_of(
     weights: &[Weights<'_>],
     x: &[&[f32]],
@@ -168,10 +169,17 @@ fn columns_of(
     rows: impl Fn(&Matrix<'_>, usize, &mut [f32]) + Sync,
 ) {
     let (mut pieces, mut rest) = (Vec::new(), columns);
+    let (shares, least) = (2 * pool::threads(), grain.div_ceil(8));
     for w in weights {
-        let own = rest.split_off_mut(..w.n * x.len()).unwrap_or_default();
-        let own = own.chunks_mut(grain * x.len()).enumerate();
-        pieces.extend(own.map(|(i, columns)| (Matrix::new(w), i * grain, columns)));
+        let mut first = 0;
+        while first < w.n {
+            let left = rest.len() / x.len();
+            let size = if left > grain { left.div_ceil(shares).max(least).next_multiple_of(4) } else { left };
+            let size = size.min(w.n - first);
+            let own = rest.split_off_mut(..size * x.len()).unwrap_or_default();
+            pieces.push((Matrix::new(w), first, own));
+            first += size;
+        }
     }
     pool::for_each_piece(&mut pieces, 1, |_, piece| {
         for (matrix, first, columns) in piece {
