@@ -70,23 +70,45 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
     let mut units = Vec::with_capacity(x.len().div_ceil(PART));
     for part in x.chunks(PART) {
         let (unit, multiples) = multiples(part);
-        for multiples in multiples.as_chunks::<BLOCK>().0.iter().take(part.len() / BLOCK) {
-            let mut block = Block { factors: [[0; 32]; 4], offsets: [0; 8] };
-            for (i, pair) in multiples.as_chunks::<2>().0.iter().enumerate() {
-                for (parity, multiple) in pair.iter().enumerate() {
-                    let upper = multiple.wrapping_add(128) >> 8;
-                    block.factors[parity][i] = upper as i8;
-                    block.factors[2 + parity][i] = *multiple as i8;
-                }
-            }
-            for (offset, eight) in block.offsets.iter_mut().zip(multiples.as_chunks::<8>().0) {
-                *offset = -C::MIDDLE * eight.iter().map(|&multiple| i32::from(multiple)).sum::<i32>();
-            }
-            blocks.push(block);
-        }
+        let whole = multiples.as_chunks::<BLOCK>().0.iter().take(part.len() / BLOCK);
+        blocks.extend(whole.map(|multiples| block_of(multiples, C::MIDDLE)));
         units.push(unit * C::UNIT);
     }
     Input { blocks, units, group_sums: group_sums(x, group) }
+}
+
+/// The multiples of a block, less `middle` of them in its offsets.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn block_of(multiples: &[i16; BLOCK], middle: i32) -> Block {
+    let mut block = Block { factors: [[0; 32]; 4], offsets: [0; 8] };
+    // SAFETY: sixteen numbers each.
+    let all: [__m256i; 4] =
+        std::array::from_fn(|i| unsafe { _mm256_loadu_si256(multiples.as_ptr().add(16 * i).cast()) });
+    let upper = all.map(|m| _mm256_srai_epi16::<8>(_mm256_add_epi16(m, _mm256_set1_epi16(128))));
+    let lower = all.map(|m| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(m)));
+    let [even, odd] = [true, false].map(|even| {
+        // Every other number of 16 bits, as a byte that it fits in.
+        [&upper, &lower].map(|numbers| {
+            let wide =
+                numbers.map(|n| _mm256_srai_epi32::<16>(if even { _mm256_slli_epi32::<16>(n) } else { n }));
+            let [a, b] = [[wide[0], wide[1]], [wide[2], wide[3]]]
+                .map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b)));
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(a, b))
+        })
+    });
+    for (out, bytes) in block.factors.iter_mut().zip([even[0], odd[0], even[1], odd[1]]) {
+        // SAFETY: there is room for 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+    }
+    let pairs = all.map(|m| _mm256_madd_epi16(m, _mm256_set1_epi16(1)));
+    let fours = [_mm256_hadd_epi32(pairs[0], pairs[1]), _mm256_hadd_epi32(pairs[2], pairs[3])];
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let eights = _mm256_permutevar8x32_epi32(_mm256_hadd_epi32(fours[0], fours[1]), order);
+    let offsets = _mm256_mullo_epi32(eights, _mm256_set1_epi32(-middle));
+    // SAFETY: there is room for eight numbers.
+    unsafe { _mm256_storeu_si256(block.offsets.as_mut_ptr().cast(), offsets) };
+    block
 }
 
 /// Codes of 4 bits as bytes: those of even columns, and those of odd ones.
