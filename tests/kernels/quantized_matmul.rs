@@ -404,6 +404,17 @@ fn many_rows_are_computed_piece_by_piece() {
 }
 
 #[test]
+fn many_columns_of_one_row_are_computed_piece_by_piece() {
+    for how in [Quantization::affine(64, 4), Quantization::affine(32, 3), QuantizationMode::Mxfp4.into()] {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            // More than are worth another thread to store.
+            let groups = 64 / how.group_size;
+            Case::new(how, [dtype; 2], &[1], 33_003, groups, 7, unit_values).check(None).unwrap();
+        }
+    }
+}
+
+#[test]
 fn they_map_over_an_axis() {
     for how in quantizations() {
         let all = Several::new(how, Dtype::Float32, true, 6, 2, 3);

@@ -8,6 +8,9 @@ use crate::array::Dtype;
 use crate::error::Result;
 use crate::kernels::{ViewMut, pool};
 
+/// Numbers that are worth another thread.
+const WORK: usize = 1 << 15;
+
 /// Some rows of the result and all columns, or `turned` all rows and some columns.
 pub(crate) struct Sums {
     /// `[strips, few, width]`: strip after strip of the longer side.
@@ -73,7 +76,15 @@ impl Sums {
             cast: impl Fn(&[f32], &mut [T]) + Sync,
         ) {
             let (rows, columns) = (sums.rows(), sums.columns());
-            let grain = (1usize << 15).div_ceil(n);
+            if sums.turned && sums.width == 1 && sums.many == 1 {
+                let (out, first) = (&mut out[columns.clone()], columns.start);
+                return pool::for_each_piece(out, WORK, |piece, out| {
+                    let mut part = sums.values[piece * WORK..][..out.len()].to_vec();
+                    finish(0, first + piece * WORK, &mut part);
+                    cast(&part, out);
+                });
+            }
+            let grain = WORK.div_ceil(n);
             let out = &mut out[rows.start * n..rows.end * n];
             pool::for_each_piece(out, grain * n, |piece, out| {
                 let mut row = vec![0.0; columns.len()];
