@@ -19,24 +19,30 @@ pub(super) fn suits(call: &Call<'_>, rows: usize) -> bool {
 
 /// All rows, `[pairs, rows, value_dims]`.
 pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> {
-    let Sizes { kv_heads, keys, dims, value_dims, .. } = call.sizes;
-    let (pieces, path) = (keys.div_ceil(PIECE), call.path);
+    let Sizes { keys, dims, value_dims, .. } = call.sizes;
+    let pieces = keys.div_ceil(PIECE);
     let mut queries = vec![0.0; pairs * rows * dims];
     for (i, query) in queries.chunks_exact_mut(dims).enumerate() {
         call.query(i / rows, i % rows, query);
     }
-    let head = |pair: usize| [pair / kv_heads, pair % kv_heads];
+    // `[pairs, pieces, rows, value_dims]`.
+    let mut parts = vec![0.0; pairs * pieces * rows * value_dims];
+    let queries = |pair: usize| &queries[pair * rows * dims..][..rows * dims];
+    if pieces == 1 {
+        pool::for_each_piece(&mut parts, rows * value_dims, |pair, sums| {
+            let mut scores = vec![0.0; rows * PIECE];
+            call.scores(pair, 0, queries(pair), &mut scores);
+            for (row, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
+                call.weigh(pair, row, 0, &mut scores[..keys]);
+            }
+            call.add(pair, 0, &scores, PIECE, sums);
+        });
+        return parts;
+    }
     // `[pairs, pieces, rows, PIECE]`.
     let mut scores = vec![0.0; pairs * pieces * rows * PIECE];
     pool::for_each_piece(&mut scores, rows * PIECE, |i, scores| {
-        let (pair, start) = (i / pieces, i % pieces * PIECE);
-        let count = PIECE.min(keys - start);
-        let (queries, mut room) = (&queries[pair * rows * dims..][..rows * dims], Vec::new());
-        for first in (0..count).step_by(NEAR) {
-            let near = NEAR.min(count - first);
-            let block = call.k.block(head(pair), start + first, [near, dims], &mut room);
-            block.dot(path, queries, dims, near, &mut scores[first..]);
-        }
+        call.scores(i / pieces, i % pieces * PIECE, queries(i / pieces), scores);
     });
     let mut weights = vec![0.0; pairs * rows * keys];
     pool::for_each_piece(&mut weights, rows * keys, |pair, weights| {
@@ -48,17 +54,9 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
             call.weigh(pair, row, 0, weights);
         }
     });
-    // `[pairs, pieces, rows, value_dims]`.
-    let mut parts = vec![0.0; pairs * pieces * rows * value_dims];
     pool::for_each_piece(&mut parts, rows * value_dims, |i, sums| {
         let (pair, start) = (i / pieces, i % pieces * PIECE);
-        let count = PIECE.min(keys - start);
-        let (weights, mut room) = (&weights[pair * rows * keys..][..rows * keys], Vec::new());
-        for first in (start..start + count).step_by(NEAR) {
-            let near = NEAR.min(start + count - first);
-            let block = call.v.block(head(pair), first, [near, value_dims], &mut room);
-            block.add(path, &weights[first..], keys, near, sums, value_dims);
-        }
+        call.add(pair, start, &weights[pair * rows * keys + start..], keys, sums);
     });
     let mut out = vec![0.0; pairs * rows * value_dims];
     for (out, parts) in
@@ -69,6 +67,36 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
         }
     }
     out
+}
+
+impl Call<'_> {
+    /// The batch and key head of a pair.
+    fn head(&self, pair: usize) -> [usize; 2] {
+        [pair / self.sizes.kv_heads, pair % self.sizes.kv_heads]
+    }
+
+    /// The products of a pair's queries with the piece of keys from `start` on, `[rows, PIECE]`.
+    fn scores(&self, pair: usize, start: usize, queries: &[f32], scores: &mut [f32]) {
+        let Sizes { keys, dims, .. } = self.sizes;
+        let (count, mut room) = (PIECE.min(keys - start), Vec::new());
+        for first in (0..count).step_by(NEAR) {
+            let near = NEAR.min(count - first);
+            let block = self.k.block(self.head(pair), start + first, [near, dims], &mut room);
+            block.dot(self.path, queries, dims, near, &mut scores[first..]);
+        }
+    }
+
+    /// Adds the piece of values from `start` on to `sums`, `[rows, value_dims]`, each times its weight. Those of a row
+    /// are `stride` after those of the row before.
+    fn add(&self, pair: usize, start: usize, weights: &[f32], stride: usize, sums: &mut [f32]) {
+        let Sizes { keys, value_dims, .. } = self.sizes;
+        let (count, mut room) = (PIECE.min(keys - start), Vec::new());
+        for first in (0..count).step_by(NEAR) {
+            let near = NEAR.min(count - first);
+            let block = self.v.block(self.head(pair), start + first, [near, value_dims], &mut room);
+            block.add(self.path, &weights[first..], stride, near, sums, value_dims);
+        }
+    }
 }
 
 impl Block<'_> {
