@@ -326,6 +326,25 @@ fn positions_far_away_turn_as_exactly_as_near_ones() {
     }
 }
 
+/// Angles that are kept from one call to the next are of as many positions.
+#[test]
+fn a_position_turns_the_same_with_more_or_fewer_after_it() {
+    let (x, _) = random(&mut Numbers(5), &[2, 2, 3, 16], Dtype::Float32, 1.0);
+    let offsets = Array::from_slice(&[3, 40], &[2]).unwrap();
+    for path in fast_paths() {
+        let turned = |length: i32| {
+            let x = ops::slice(&x, &[0; 4], &[2, 2, length, 16], &[1; 4]).unwrap();
+            let y = || fast::rope(&x, 16, false, 10_000.0, 1.0, &offsets);
+            kernels::force(path, y).unwrap().unwrap()
+        };
+        let all = turned(3);
+        for length in [3, 1, 2, 1] {
+            let expected = ops::slice(&all, &[0; 4], &[2, 2, length, 16], &[1; 4]).unwrap();
+            assert_eq!(to_f64(&turned(length)), to_f64(&expected), "{path} {length}");
+        }
+    }
+}
+
 /// Large means, and numbers whose exponentials or squares are at the ends of their range.
 #[test]
 fn ends_of_the_range_are_as_exact_as_the_reference() {

@@ -3,6 +3,8 @@
 
 mod metal;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Once;
 
 use half::{bf16, f16};
@@ -21,7 +23,7 @@ const WORK: usize = 1 << 14;
 const NAME: &str = "rope";
 
 /// How dimensions turn.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Turn {
     pub dims: i32,
     pub traditional: bool,
@@ -92,6 +94,24 @@ fn reference(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> 
     op!(mlx_fast_rope_dynamic(x, dims, traditional, base, scale, offset, periods))
 }
 
+thread_local! {
+    /// The angles that this thread computed last, if they are few, and of what: those of a token are the same in all
+    /// layers.
+    static LAST: RefCell<Option<(Places, Rc<[f32]>)>> = const { RefCell::new(None) };
+}
+
+/// What angles are of.
+#[derive(Clone, PartialEq)]
+struct Places {
+    turn: Turn,
+    offsets: Vec<i32>,
+    length: usize,
+    periods: Option<Vec<f32>>,
+}
+
+/// Angles that are worth keeping, at most.
+const KEPT: usize = 1 << 12;
+
 struct Rope {
     path: Path,
     turn: Turn,
@@ -100,6 +120,26 @@ struct Rope {
 }
 
 impl Rope {
+    /// [`angles`](Self::angles), or those of last time.
+    fn known_angles(
+        &self,
+        offsets: &[i32],
+        length: usize,
+        width: usize,
+        periods: Option<&[f32]>,
+    ) -> Rc<[f32]> {
+        let angles = || self.angles(offsets, length, width, periods).into();
+        if offsets.len() * length * 2 * width > KEPT {
+            return angles();
+        }
+        let periods = periods.map(<[f32]>::to_vec);
+        let places = Places { turn: self.turn, offsets: offsets.to_vec(), length, periods };
+        LAST.with_borrow_mut(|last| match last {
+            Some((of, angles)) if *of == places => angles.clone(),
+            _ => last.insert((places, angles())).1.clone(),
+        })
+    }
+
     /// Cosines and sines, `[sequences, length, 2, width]`: of pair `i` at `i`, or at `2 i` and `2 i + 1` with the
     /// first sine negative in the traditional order, and room for a whole vector behind each.
     fn angles(&self, offsets: &[i32], length: usize, width: usize, periods: Option<&[f32]>) -> Vec<f32> {
@@ -145,7 +185,8 @@ impl Rope {
         };
         let length = shape[shape.len() - 2] as usize;
         let width = math::WIDEST + if self.turn.traditional { dims } else { dims / 2 };
-        let angles = self.angles(offsets, length, width, periods);
+        let angles = self.known_angles(offsets, length, width, periods);
+        let angles = &angles[..];
         let per_batch = x.size() / n / shape[0] as usize;
         let grain = WORK.div_ceil(n);
         pool::for_each_piece(out.as_mut_slice::<T>()?, grain * n, |piece, out| {
