@@ -10,6 +10,7 @@
 #include "mlx/c/private/stream.h"
 #include "mlx/c/private/vector.h"
 #include "mlx/primitives.h"
+#include "mlx/scheduler.h"
 #include "mlx/transforms.h"
 #include "mlx/transforms_impl.h"
 
@@ -163,7 +164,9 @@ class RustKernel : public Primitive {
       encoder.set_output_array(out);
       call->outputs.push_back(Call::view(out));
     }
-    encoder.dispatch([call = std::move(call)] { call->run(); });
+    // Not as a dispatch of the encoder, which would count it: MLX dispatches once more for each operation itself, and
+    // waits, and is woken, by that count.
+    scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
   }
 
   void eval_gpu(const Arrays&, Arrays&) override {
