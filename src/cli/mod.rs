@@ -26,6 +26,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use crate::error::Error;
+pub use crate::ffi::Allocator;
 use crate::io::atomic::discard_unfinished;
 
 #[derive(Parser)]

@@ -8,6 +8,8 @@
 //!   thread-local slot. No output is read after a failure ([`check`]).
 //! * A handle is owned by exactly one Rust value, freed once on drop.
 
+#[cfg(feature = "cli")]
+mod allocator;
 mod arrays;
 mod call;
 mod closure;
@@ -35,6 +37,8 @@ use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::error::{Error, Result};
 
+#[cfg(feature = "cli")]
+pub use allocator::Allocator;
 pub(crate) use arrays::*;
 pub(crate) use call::{CArg, call, op, ops_vec, ops2};
 pub(crate) use closure::*;
