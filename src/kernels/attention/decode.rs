@@ -223,33 +223,48 @@ impl<T: Number> Loop for Add<'_, T> {
 
     #[inline(always)]
     fn run<L: Lanes>(mut self) {
-        let whole = self.count - self.count % 8;
-        for i in (0..whole).step_by(8) {
-            self.rows::<L, 8>(i);
+        let (rows, whole) = (self.sums.len() / self.dims, self.count - self.count % 8);
+        let pairs = rows - rows % 2;
+        for first in (0..whole).step_by(8) {
+            for row in (0..pairs).step_by(2) {
+                self.rows::<L, 4, 2>(first, row);
+                self.rows::<L, 4, 2>(first + 4, row);
+            }
+            if pairs < rows {
+                self.rows::<L, 8, 1>(first, pairs);
+            }
         }
-        for i in whole..self.count {
-            self.rows::<L, 1>(i);
+        for first in whole..self.count {
+            for row in 0..rows {
+                self.rows::<L, 1, 1>(first, row);
+            }
         }
     }
 }
 
 impl<T: Number> Add<'_, T> {
-    /// `R` positions from `first` on, to all sums.
+    /// `R` positions from `first` on, to the sums of `M` rows from `row` on.
     #[inline(always)]
-    fn rows<L: Lanes, const R: usize>(&mut self, first: usize) {
+    fn rows<L: Lanes, const R: usize, const M: usize>(&mut self, first: usize, row: usize) {
         let dims = self.dims;
-        let values: [&[T]; R] = std::array::from_fn(|r| row(self.w, self.origin, self.line, first + r, dims));
+        let values: [&[T]; R] =
+            std::array::from_fn(|r| self::row(self.w, self.origin, self.line, first + r, dims));
+        let factors: [[f32; R]; M] =
+            std::array::from_fn(|m| std::array::from_fn(|r| self.weights[(row + m) * self.stride + first + r]));
+        let wide = factors.map(|factors| factors.map(L::splat));
+        let sums = &mut self.sums[row * dims..][..M * dims];
         let whole = dims - dims % L::WIDTH;
-        for (m, sums) in self.sums.chunks_exact_mut(dims).enumerate() {
-            let factors = &self.weights[m * self.stride + first..][..R];
-            let wide: [L; R] = std::array::from_fn(|r| L::splat(factors[r]));
-            for i in (0..whole).step_by(L::WIDTH) {
-                let mut sum = L::load(&sums[i..]);
+        for i in (0..whole).step_by(L::WIDTH) {
+            let values: [L; R] = std::array::from_fn(|r| T::load::<L>(&values[r][i..]));
+            for (m, wide) in wide.iter().enumerate() {
+                let mut sum = L::load(&sums[m * dims + i..]);
                 for (value, factor) in values.iter().zip(wide) {
-                    sum = T::load::<L>(&value[i..]).mul_add(factor, sum);
+                    sum = value.mul_add(*factor, sum);
                 }
-                sum.store(&mut sums[i..]);
+                sum.store(&mut sums[m * dims + i..]);
             }
+        }
+        for (sums, factors) in sums.chunks_exact_mut(dims).zip(factors) {
             for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
                 for (value, factor) in values.iter().zip(factors) {
                     *sum += value[i].number() * factor;
