@@ -269,7 +269,7 @@ proptest! {
         kv_heads in 1..3i32,
         group in prop::sample::select(vec![1, 2, 3, 9]),
         length in prop::sample::select(vec![1, 2, 5, 26]),
-        more_keys in prop::sample::select(vec![-3, 0, 1, 7, 16, 260]),
+        more_keys in prop::sample::select(vec![-3, 0, 1, 7, 16, 260, 600]),
         dims in prop::sample::select(vec![1, 4, 17, 64]),
         value_dims in prop::sample::select(vec![1, 8, 19, 64]),
         dtype in prop::sample::select(&FLOATS[..]),
@@ -296,7 +296,7 @@ proptest! {
         batch in 1..3i32,
         group in prop::sample::select(vec![1, 2, 3]),
         length in prop::sample::select(vec![1, 2, 26]),
-        more_keys in prop::sample::select(vec![-3, 0, 1, 33, 260]),
+        more_keys in prop::sample::select(vec![-3, 0, 1, 33, 260, 600]),
         dims in prop::sample::select(vec![64, 128]),
         value_dims in prop::sample::select(vec![64, 192]),
         dtype in prop::sample::select(&FLOATS[..]),
@@ -363,6 +363,21 @@ fn a_key_at_minus_infinity_has_no_weight() {
             *key = if (i / dims as usize).is_multiple_of(8) { f64::NEG_INFINITY } else { *key };
         }
         case.k = rounded(&case.k.1, case.k.0.shape(), Dtype::Float32);
+        let expected = case.exact();
+        assert!(expected.iter().all(|y| y.is_finite()));
+        check(&expected, 8.0, || case.attention(), || case.attention()).unwrap();
+    }
+}
+
+/// As many as are taken at a time, and more.
+#[test]
+fn many_keys_at_minus_infinity_have_no_weight() {
+    for (none, sinks) in [(0..256, false), (100..600, true), (256..512, false)] {
+        let sizes = Sizes { length: 1, keys: 600, ..SIZES };
+        let mut case = Case::new(sizes, Dtype::Float32, Masked::Added, sinks, false, 5);
+        let added: Vec<f64> =
+            (0..600).map(|j| if none.contains(&j) { f64::NEG_INFINITY } else { j as f64 / 600.0 }).collect();
+        case.mask = Some(rounded(&added, &[1, 1, 1, 600], Dtype::Float32));
         let expected = case.exact();
         assert!(expected.iter().all(|y| y.is_finite()));
         check(&expected, 8.0, || case.attention(), || case.attention()).unwrap();

@@ -8,7 +8,8 @@ use crate::kernels::product::Numbers;
 
 /// Rows for which this is faster than tiles.
 const FEW: usize = 16;
-/// Keys in a piece. Results depend on it, so it depends on nothing.
+/// Keys in a piece, which has a softmax of its own (Dao et al., "Flash-Decoding for long-context inference", 2023).
+/// Results depend on it, so it depends on nothing.
 const PIECE: usize = 256;
 /// Keys that are decoded at a time, where they are quantized.
 const NEAR: usize = 32;
@@ -25,11 +26,11 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
     for (i, query) in queries.chunks_exact_mut(dims).enumerate() {
         call.query(i / rows, i % rows, query);
     }
-    // `[pairs, pieces, rows, value_dims]`.
-    let mut parts = vec![0.0; pairs * pieces * rows * value_dims];
     let queries = |pair: usize| &queries[pair * rows * dims..][..rows * dims];
     if pieces == 1 {
-        pool::for_each_piece(&mut parts, rows * value_dims, |pair, sums| {
+        // `[pairs, rows, value_dims]`.
+        let mut sums = vec![0.0; pairs * rows * value_dims];
+        pool::for_each_piece(&mut sums, rows * value_dims, |pair, sums| {
             let mut scores = vec![0.0; rows * PIECE];
             call.scores(pair, 0, queries(pair), &mut scores);
             for (row, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
@@ -37,33 +38,38 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
             }
             call.add(pair, 0, &scores, PIECE, sums);
         });
-        return parts;
+        return sums;
     }
-    // `[pairs, pieces, rows, PIECE]`.
-    let mut scores = vec![0.0; pairs * pieces * rows * PIECE];
-    pool::for_each_piece(&mut scores, rows * PIECE, |i, scores| {
-        call.scores(i / pieces, i % pieces * PIECE, queries(i / pieces), scores);
-    });
-    let mut weights = vec![0.0; pairs * rows * keys];
-    pool::for_each_piece(&mut weights, rows * keys, |pair, weights| {
-        let scores = &scores[pair * pieces * rows * PIECE..];
-        for (row, weights) in weights.chunks_exact_mut(keys).enumerate() {
-            for (piece, weights) in weights.chunks_mut(PIECE).enumerate() {
-                weights.copy_from_slice(&scores[(piece * rows + row) * PIECE..][..weights.len()]);
-            }
-            call.weigh(pair, row, 0, weights);
-        }
-    });
-    pool::for_each_piece(&mut parts, rows * value_dims, |i, sums| {
+    // `[pairs, pieces, rows]`: the mean of a piece's values by its weights alone, its largest score, and its sum.
+    let width = value_dims + 2;
+    let mut parts = vec![0.0; pairs * pieces * rows * width];
+    pool::for_each_piece(&mut parts, rows * width, |i, part| {
         let (pair, start) = (i / pieces, i % pieces * PIECE);
-        call.add(pair, start, &weights[pair * rows * keys + start..], keys, sums);
+        let (sums, shares) = part.split_at_mut(rows * value_dims);
+        let mut scores = vec![0.0; rows * PIECE];
+        call.scores(pair, start, queries(pair), &mut scores);
+        let each = scores.chunks_exact_mut(PIECE).zip(shares.as_chunks_mut().0).enumerate();
+        for (row, (scores, share)) in each {
+            *share = call.weigh_piece(pair, row, start, &mut scores[..PIECE.min(keys - start)]);
+        }
+        call.add(pair, start, &scores, PIECE, sums);
     });
     let mut out = vec![0.0; pairs * rows * value_dims];
-    for (out, parts) in
-        out.chunks_exact_mut(rows * value_dims).zip(parts.chunks_exact(pieces * rows * value_dims))
-    {
-        for part in parts.chunks_exact(rows * value_dims) {
-            out.iter_mut().zip(part).for_each(|(out, part)| *out += part);
+    for (i, out) in out.chunks_exact_mut(value_dims).enumerate() {
+        let (pair, row) = (i / rows, i % rows);
+        let parts = parts[pair * pieces * rows * width..].chunks_exact(rows * width).take(pieces);
+        let share = |part: &[f32]| [0, 1].map(|j| part[rows * value_dims + 2 * row + j]);
+        let sink = call.sink(pair, row);
+        let largest = parts.clone().map(|part| share(part)[0]).fold(sink, f32::max);
+        let weight = |part: &[f32]| {
+            let [max, sum] = share(part);
+            sum * (max - largest).exp()
+        };
+        let all: f32 = parts.clone().map(weight).sum::<f32>() + (sink - largest).exp();
+        for part in parts {
+            let weight = weight(part) / all;
+            let mean = &part[row * value_dims..][..value_dims];
+            out.iter_mut().zip(mean).for_each(|(out, mean)| *out += weight * mean);
         }
     }
     out
@@ -249,8 +255,9 @@ impl<T: Number> Add<'_, T> {
         let dims = self.dims;
         let values: [&[T]; R] =
             std::array::from_fn(|r| self::row(self.w, self.origin, self.line, first + r, dims));
-        let factors: [[f32; R]; M] =
-            std::array::from_fn(|m| std::array::from_fn(|r| self.weights[(row + m) * self.stride + first + r]));
+        let factors: [[f32; R]; M] = std::array::from_fn(|m| {
+            std::array::from_fn(|r| self.weights[(row + m) * self.stride + first + r])
+        });
         let wide = factors.map(|factors| factors.map(L::splat));
         let sums = &mut self.sums[row * dims..][..M * dims];
         let whole = dims - dims % L::WIDTH;

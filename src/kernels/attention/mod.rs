@@ -224,13 +224,33 @@ impl Call<'_> {
 
     /// Makes weights of the scores of a row with the keys from `first` on. They add up to one with the sink's.
     fn weigh(&self, pair: usize, row: usize, first: usize, scores: &mut [f32]) {
-        let index = self.row(pair, row);
+        self.look(pair, row, first, scores);
+        math::run(self.path, Weigh { scores, sink: self.sink(pair, row) });
+    }
+
+    /// The same of some of the keys, whose weights add up to one without the others and the sink: zeros where the row
+    /// sees none. Returns their largest score, and the sum of the exponentials less that.
+    fn weigh_piece(&self, pair: usize, row: usize, first: usize, scores: &mut [f32]) -> [f32; 2] {
+        self.look(pair, row, first, scores);
+        if scores.iter().all(|&score| score == f32::NEG_INFINITY) {
+            scores.fill(0.0);
+            return [f32::NEG_INFINITY, 0.0];
+        }
+        math::run(self.path, Weigh { scores, sink: f32::NEG_INFINITY })
+    }
+
+    /// Caps and masks scores with the keys from `first` on.
+    fn look(&self, pair: usize, row: usize, first: usize, scores: &mut [f32]) {
         if let Some(cap) = self.cap {
             math::run(self.path, Cap { scores, cap });
         }
-        self.visible.apply(index, first, scores);
-        let sink = self.sinks.map(|sinks| sinks.get(self.first_sink + index[1]));
-        math::run(self.path, Weigh { scores, sink });
+        self.visible.apply(self.row(pair, row), first, scores);
+    }
+
+    /// The score of a row's sink; minus infinity for none.
+    fn sink(&self, pair: usize, row: usize) -> f32 {
+        let [_, head, _] = self.row(pair, row);
+        self.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.get(self.first_sink + head))
     }
 }
 
@@ -251,19 +271,23 @@ impl Loop for Cap<'_> {
 
 struct Weigh<'a> {
     scores: &'a mut [f32],
-    sink: Option<f32>,
+    sink: f32,
 }
 
 impl Loop for Weigh<'_> {
-    type Output = ();
+    /// The largest, and the sum of the exponentials less that.
+    type Output = [f32; 2];
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let max = math::maximum::<L, f32>(self.scores);
-        let max = self.sink.map_or(max, |sink| max.max(sink));
-        let sum = math::exp_sum::<L>(self.scores, max) + self.sink.map_or(0.0, |sink| (sink - max).exp());
+    fn run<L: Lanes>(self) -> [f32; 2] {
+        let max = math::maximum::<L, f32>(self.scores).max(self.sink);
+        let mut sum = math::exp_sum::<L>(self.scores, max);
+        if self.sink != f32::NEG_INFINITY {
+            sum += (self.sink - max).exp();
+        }
         let factor = L::splat(1.0 / sum);
         math::map_in_place(self.scores, |weight: L| weight.mul(factor));
+        [max, sum]
     }
 }
 
