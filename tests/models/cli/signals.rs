@@ -107,8 +107,9 @@ fn chat_ends_by_a_signal_while_it_waits() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    chat.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
-    // A closed pipe would end it too.
+    // Closed pipes would end it too, and `wait` closes those that it still has.
+    let mut questions = chat.stdin.take().unwrap();
+    questions.write_all(b"hello\n").unwrap();
     let mut answers = BufReader::new(chat.stdout.take().unwrap());
     answers.read_line(&mut String::new()).unwrap();
     signal(&chat, "TERM");
