@@ -101,7 +101,7 @@ thread_local! {
 }
 
 /// What angles are of.
-#[derive(Clone, PartialEq)]
+#[derive(PartialEq)]
 struct Places {
     turn: Turn,
     offsets: Vec<i32>,
