@@ -19,6 +19,7 @@ mod quantized_matmul;
 pub(crate) mod recurrence;
 mod rope;
 mod rows;
+mod scratch;
 mod select;
 pub(crate) mod selective_scan;
 mod ternary;

@@ -16,7 +16,7 @@ pub enum Path {
     Portable,
     /// x86 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with AVX-512 F, BW, DQ and VL.
+    /// The same with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
     Avx512,
     /// The same with AMX-BF16, on Linux.
     Amx,
@@ -53,6 +53,8 @@ impl Path {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512vbmi")
             }
             Self::Amx => Self::Avx512.is_available() && super::product::cpu::amx::available(),
         }
@@ -112,7 +114,7 @@ pub(crate) fn active_of(has: &[Path]) -> Path {
     below.unwrap_or(current.min(Path::Portable))
 }
 
-/// What of this machine is fastest. AVX-512 and AMX have passed their tests on emulated CPUs only
+/// What of this machine is fastest. AMX has passed its tests on an emulated CPU only
 /// (docs/performance.md).
 fn fastest() -> Path {
     static FASTEST: LazyLock<Path> = LazyLock::new(|| {

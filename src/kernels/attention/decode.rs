@@ -11,15 +11,15 @@ const FEW: usize = 16;
 /// Keys in a piece, which has a softmax of its own (Dao et al., "Flash-Decoding for long-context inference", 2023).
 /// Results depend on it, so it depends on nothing.
 const PIECE: usize = 256;
-/// Keys that are decoded at a time, where they are quantized.
+/// Keys that are decoded at a time, where they are quantized, or fetched while those before them are worked on.
 const NEAR: usize = 32;
 
 pub(super) fn suits(call: &Call<'_>, rows: usize) -> bool {
     rows <= FEW && call.k.is_together() && call.v.is_together()
 }
 
-/// All rows, `[pairs, rows, value_dims]`.
-pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> {
+/// All rows, into `out`, `[pairs, rows, value_dims]`.
+pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize, out: &mut [f32]) {
     let Sizes { keys, dims, value_dims, .. } = call.sizes;
     let pieces = keys.div_ceil(PIECE);
     let mut queries = vec![0.0; pairs * rows * dims];
@@ -28,9 +28,8 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
     }
     let queries = |pair: usize| &queries[pair * rows * dims..][..rows * dims];
     if pieces == 1 {
-        // `[pairs, rows, value_dims]`.
-        let mut sums = vec![0.0; pairs * rows * value_dims];
-        pool::for_each_piece(&mut sums, rows * value_dims, |pair, sums| {
+        out.fill(0.0);
+        pool::for_each_piece(out, rows * value_dims, |pair, sums| {
             let mut scores = vec![0.0; rows * PIECE];
             call.scores(pair, 0, queries(pair), &mut scores);
             for (row, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
@@ -38,7 +37,7 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
             }
             call.add(pair, 0, &scores, PIECE, sums);
         });
-        return sums;
+        return;
     }
     // `[pairs, pieces, rows]`: the mean of a piece's values by its weights alone, its largest score, and its sum.
     let width = value_dims + 2;
@@ -54,7 +53,7 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
         }
         call.add(pair, start, &scores, PIECE, sums);
     });
-    let mut out = vec![0.0; pairs * rows * value_dims];
+    out.fill(0.0);
     for (i, out) in out.chunks_exact_mut(value_dims).enumerate() {
         let (pair, row) = (i / rows, i % rows);
         let parts = parts[pair * pieces * rows * width..].chunks_exact(rows * width).take(pieces);
@@ -72,7 +71,6 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize) -> Vec<f32> 
             out.iter_mut().zip(mean).for_each(|(out, mean)| *out += weight * mean);
         }
     }
-    out
 }
 
 impl Call<'_> {
@@ -83,10 +81,14 @@ impl Call<'_> {
 
     /// The products of a pair's queries with the piece of keys from `start` on, `[rows, PIECE]`.
     fn scores(&self, pair: usize, start: usize, queries: &[f32], scores: &mut [f32]) {
-        let Sizes { keys, dims, .. } = self.sizes;
+        let Sizes { keys, dims, value_dims, .. } = self.sizes;
         let (count, mut room) = (PIECE.min(keys - start), Vec::new());
         for first in (0..count).step_by(NEAR) {
             let near = NEAR.min(count - first);
+            match NEAR.min(count - first - near) {
+                0 => self.v.fetch(self.head(pair), start, [NEAR.min(count), value_dims]),
+                next => self.k.fetch(self.head(pair), start + first + near, [next, dims]),
+            }
             let block = self.k.block(self.head(pair), start + first, [near, dims], &mut room);
             block.dot(self.path, queries, dims, near, &mut scores[first..]);
         }
@@ -99,6 +101,8 @@ impl Call<'_> {
         let (count, mut room) = (PIECE.min(keys - start), Vec::new());
         for first in (0..count).step_by(NEAR) {
             let near = NEAR.min(count - first);
+            let next = NEAR.min(count - first - near);
+            self.v.fetch(self.head(pair), start + first + near, [next, value_dims]);
             let block = self.v.block(self.head(pair), start + first, [near, value_dims], &mut room);
             block.add(self.path, &weights[first..], stride, near, sums, value_dims);
         }

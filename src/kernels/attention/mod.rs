@@ -18,7 +18,7 @@ use self::source::{Coded, Heads, Source};
 use super::math::{self, Lanes, Loop};
 use super::path::Path;
 use super::product::Numbers;
-use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
+use super::{CustomKernel, Spec, View, ViewMut, apply, pool, scratch};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ use crate::fast::Mask;
 use crate::ops::{self, Quantization, QuantizationMode, Quantized};
 
 const NAME: &str = "scaled_dot_product_attention";
+/// Numbers of the result that are worth another thread.
+const GRAIN: usize = 1 << 15;
 
 /// What becomes of the products of queries and keys.
 #[derive(Clone, Copy)]
@@ -102,7 +104,7 @@ fn run(
     };
     let kernel = Attention { path, how, scale, cap, causal, masked: mask.is_some() };
     let inputs = [q].into_iter().chain(sources.iter().copied()).chain(&mask).chain(sinks);
-    Ok(apply(kernel, inputs)?.swap_remove(0))
+    ops::swapaxes(&apply(kernel, inputs)?[0], 1, 2)
 }
 
 /// The path, if shapes fit and dtypes are read: `here` says whether there is an implementation for the device.
@@ -132,6 +134,7 @@ fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>, here: bool) ->
     (case && path != Path::Reference).then_some(path)
 }
 
+/// Its result is `[batch, length, heads, value_dims]`: rows of all heads together, as the next product takes them.
 struct Attention {
     path: Path,
     /// For quantized keys and values.
@@ -140,11 +143,6 @@ struct Attention {
     cap: Option<f32>,
     causal: bool,
     masked: bool,
-}
-
-/// The path of products and decoded codes beside a path of loops.
-fn product_path(path: Path) -> Path {
-    path.min(Path::Avx2)
 }
 
 impl Attention {
@@ -166,7 +164,7 @@ impl Attention {
     fn source<'a>(&self, parts: &[View<'a>]) -> Result<Source<'a>> {
         match (self.how, parts) {
             (Some(how), [codes, scales, biases]) => {
-                Coded::new([codes, scales, biases], how, product_path(self.path)).map(Source::Coded)
+                Coded::new([codes, scales, biases], how, self.path).map(Source::Coded)
             }
             (_, [view, ..]) => Heads::new(view).map(Source::Plain),
             _ => Err(Error::argument(NAME, "no inputs")),
@@ -302,6 +300,7 @@ impl CustomKernel for Attention {
         if let (Some(last), Some(&dims)) = (shape.last_mut(), v[0].shape.last()) {
             *last = self.how.map_or(dims, |how| (i64::from(dims) * 32 / i64::from(how.bits)) as i32);
         }
+        shape.swap(1, 2);
         Ok(vec![Spec { shape, dtype: q.dtype }])
     }
 
@@ -359,7 +358,10 @@ impl CustomKernel for Attention {
         let how = self.how?;
         let [q, parts @ ..] = inputs else { return None };
         let parts: [&Array; 6] = parts.first_chunk::<6>()?.each_ref();
-        metal::suits(how, q, &parts).then(|| metal::attention(self, how, inputs))
+        metal::suits(how, q, &parts).then(|| {
+            let out = metal::attention(self, how, inputs)?;
+            out.iter().map(|out| ops::swapaxes(out, 1, 2)).collect()
+        })
     }
 
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
@@ -375,34 +377,48 @@ impl CustomKernel for Attention {
             scales: parts[1].clone(),
             biases: Some(parts[2].clone()),
         };
-        Ok(vec![match self.how {
+        let out = match self.how {
             Some(how) => reference::quantized_attention(q, &quantized(k), &quantized(v), how, scores)?,
             None => reference::attention(q, &k[0], &v[0], scores)?,
-        }])
+        };
+        Ok(vec![ops::swapaxes(&out, 1, 2)?])
     }
 }
 
 impl Call<'_> {
-    /// Computes `out`, `[pairs, group * length, value_dims]`.
+    /// Computes `out`, `[batch, length, heads, value_dims]`.
     fn fill<T: Send>(&self, pairs: usize, out: &mut [T], cast: impl Fn(&[f32], &mut [T]) + Sync) {
-        let Sizes { group, length, value_dims, .. } = self.sizes;
+        let Sizes { kv_heads, group, length, value_dims, .. } = self.sizes;
         let rows = group * length;
+        // `[pairs, group * length, value_dims]`.
+        let mut sums = scratch::take(pairs * rows * value_dims);
         if decode::suits(self, rows) {
-            let values = decode::attention(self, pairs, rows);
-            return cast(&values, out);
-        }
-        // Whole tiles, and enough pieces for every thread.
-        let pieces = (2 * pool::threads()).div_ceil(pairs).max(1);
-        let share = rows.div_ceil(pieces).next_multiple_of(tiles::ROWS);
-        let mut parts: Vec<(usize, usize, &mut [T])> = Vec::new();
-        for (pair, out) in out.chunks_exact_mut(rows * value_dims).enumerate() {
-            for (i, out) in out.chunks_mut(share * value_dims).enumerate() {
-                parts.push((pair, i * share, out));
+            decode::attention(self, pairs, rows, &mut sums);
+        } else {
+            // Whole tiles, and enough pieces for every thread.
+            let pieces = (2 * pool::threads()).div_ceil(pairs).max(1);
+            let share = rows.div_ceil(pieces).next_multiple_of(tiles::ROWS);
+            let mut parts: Vec<(usize, usize, &mut [f32])> = Vec::new();
+            for (pair, sums) in sums.chunks_exact_mut(rows * value_dims).enumerate() {
+                for (i, sums) in sums.chunks_mut(share * value_dims).enumerate() {
+                    parts.push((pair, i * share, sums));
+                }
             }
+            pool::for_each_piece(&mut parts, 1, |_, parts| {
+                for (pair, first, sums) in parts {
+                    tiles::attention(self, *pair, *first, sums);
+                }
+            });
         }
-        pool::for_each_piece(&mut parts, 1, |_, parts| {
-            for (pair, first, out) in parts {
-                tiles::attention(self, *pair, *first, out, &cast);
+        let heads = kv_heads * group;
+        let grain = GRAIN.div_ceil(heads * value_dims);
+        pool::for_each_piece(out, grain * heads * value_dims, |piece, out| {
+            for (i, out) in out.chunks_exact_mut(heads * value_dims).enumerate() {
+                let [batch, position] = [(piece * grain + i) / length, (piece * grain + i) % length];
+                for (head, out) in out.chunks_exact_mut(value_dims).enumerate() {
+                    let row = (batch * heads + head) * length + position;
+                    cast(&sums[row * value_dims..][..value_dims], out);
+                }
             }
         });
     }

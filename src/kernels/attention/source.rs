@@ -2,10 +2,10 @@
 
 use super::{Block, NAME};
 use crate::error::{Error, Result};
-use crate::kernels::View;
 use crate::kernels::path::Path;
 use crate::kernels::product::{Dense, Lines, Numbers};
 use crate::kernels::quantized_matmul::{Matrix, Scales, Weights};
+use crate::kernels::{View, math};
 use crate::ops::Quantization;
 
 /// Memory, where the elements of a head begin and how far its positions and dimensions are apart.
@@ -144,6 +144,19 @@ impl<'a> Source<'a> {
         match self {
             Self::Plain(heads) => heads.step() == 1,
             Self::Coded(_) => true,
+        }
+    }
+
+    /// Brings positions `first..first + count` of a head near, which are needed soon.
+    pub fn fetch(&self, head: [usize; 2], first: usize, [count, dims]: [usize; 2]) {
+        let Self::Plain(heads) = self else { return };
+        for i in first..first + count {
+            let position = heads.at(head, i)..heads.at(head, i) + dims;
+            match heads.numbers {
+                Numbers::Float32(all) => math::fetch(&all[position]),
+                Numbers::Float16(all) => math::fetch(&all[position]),
+                Numbers::Bfloat16(all) => math::fetch(&all[position]),
+            }
         }
     }
 

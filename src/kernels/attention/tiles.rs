@@ -1,20 +1,14 @@
 //! Many queries: tiles of them against packed keys and values.
 
-use super::{Call, Sizes, product_path};
+use super::{Call, Sizes};
 use crate::kernels::product::{PANEL, SLIVER, Side, pack_slivers, tile};
 
 /// Queries in a tile.
 pub(super) const ROWS: usize = 4 * PANEL;
 
 /// Rows of a pair from `first` on, into `out`, `[rows, value_dims]`.
-pub(super) fn attention<T>(
-    call: &Call<'_>,
-    pair: usize,
-    first: usize,
-    out: &mut [T],
-    cast: &impl Fn(&[f32], &mut [T]),
-) {
-    let (path, Sizes { kv_heads, keys, dims, value_dims, .. }) = (product_path(call.path), call.sizes);
+pub(super) fn attention(call: &Call<'_>, pair: usize, first: usize, out: &mut [f32]) {
+    let (path, Sizes { kv_heads, keys, dims, value_dims, .. }) = (call.path, call.sizes);
     let head = [pair / kv_heads, pair % kv_heads];
     let (padded_keys, padded_values) = (keys.next_multiple_of(SLIVER), value_dims.next_multiple_of(SLIVER));
     let mut lines = vec![0.0; (SLIVER * dims).max(padded_values)];
@@ -67,7 +61,7 @@ pub(super) fn attention<T>(
             }
         }
         for (out, sums) in out.chunks_exact_mut(value_dims).zip(sums.chunks_exact(padded_values)) {
-            cast(&sums[..value_dims], out);
+            out.copy_from_slice(&sums[..value_dims]);
         }
     }
 }

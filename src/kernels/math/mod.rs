@@ -5,7 +5,7 @@
 
 mod cpu;
 
-pub(crate) use cpu::{Lanes, path, run};
+pub(crate) use cpu::{Lanes, fetch, path, run};
 use half::{bf16, f16};
 
 use crate::array::Element;
@@ -201,4 +201,32 @@ pub(crate) fn zip_to_two<L: Lanes, T: Number>(
 #[inline(always)]
 pub(crate) fn rms_factor<L: Lanes, I: Number>(x: &[I], eps: f32) -> f32 {
     1.0 / (sum::<L, I>(x, |x| x.mul(x)) / x.len() as f32 + eps).sqrt()
+}
+
+/// Each number rounded to nearest, ties to even.
+pub(crate) fn convert<T: Number>(from: &[f32], to: &mut [T]) {
+    struct Convert<'a, T>(&'a [f32], &'a mut [T]);
+    impl<T: Number> Loop for Convert<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) {
+            map(self.0, self.1, |_, x: L| x);
+        }
+    }
+    run(path(), Convert(from, to));
+}
+
+/// The largest magnitude, of those that are numbers.
+pub(crate) fn largest(x: &[f32]) -> f32 {
+    struct Largest<'a>(&'a [f32]);
+    impl Loop for Largest<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> f32 {
+            fold(self.0, 0.0, |x: L| x.max(L::splat(0.0).sub(x)), L::max, f32::max)
+        }
+    }
+    run(path(), Largest(x))
 }

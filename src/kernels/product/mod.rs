@@ -10,6 +10,7 @@ mod dense;
 mod gather;
 mod sums;
 
+pub(crate) use cpu::shared::strips;
 pub(crate) use cpu::{PANEL, SLIVER, tile};
 pub(crate) use dense::{Dense, Numbers, Picked, number};
 pub(crate) use gather::{Pick, batch_origins, picks};

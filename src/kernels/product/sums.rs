@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::array::Dtype;
 use crate::error::Result;
-use crate::kernels::{ViewMut, pool};
+use crate::kernels::{ViewMut, math, pool};
 
 /// Numbers that are worth another thread.
 const WORK: usize = 1 << 15;
@@ -43,18 +43,6 @@ impl Sums {
             let row = row - self.few.start;
             for (strip, out) in self.values.chunks_exact(few * width).zip(out.chunks_mut(width)) {
                 out.copy_from_slice(&strip[row * width..][..out.len()]);
-            }
-        }
-    }
-
-    /// Replaces what `part` has of row `place(m)` by its row `m`; all rows are here.
-    pub fn replace(&mut self, part: &Sums, place: impl Fn(usize) -> usize) {
-        let (few, width, columns) = (self.few.len(), self.width, part.columns());
-        let mut row = vec![0.0; columns.len()];
-        for m in part.rows() {
-            part.read(m, &mut row);
-            for (n, &value) in columns.clone().zip(&row) {
-                self.values[(n / width * few + place(m)) * width + n % width] = value;
             }
         }
     }
@@ -144,11 +132,5 @@ pub(crate) fn to_f16(values: &[f32], out: &mut [f16]) {
 
 /// Rounds to nearest, ties to even.
 pub(crate) fn to_bf16(values: &[f32], out: &mut [bf16]) {
-    for (out, value) in out.iter_mut().zip(values) {
-        let bits = value.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
-        // A NaN stays one.
-        let bits = if value.is_nan() { bits >> 16 | 0x40 } else { rounded };
-        *out = bf16::from_bits(bits as u16);
-    }
+    math::convert(values, out);
 }

@@ -79,7 +79,7 @@ fn outliers_take_nothing_from_the_numbers_beside_them() {
                 let mut case =
                     Case::new(how, [dtype; 2], &[count], rows, k as i32 / how.group_size, i as u64, value);
                 case.set_zero(is_outlier);
-                case.check(None).unwrap();
+                case.check(None).unwrap_or_else(|e| panic!("{dtype:?} 2^{exponent} {count} rows: {e}"));
             }
         }
     }
@@ -125,7 +125,7 @@ fn the_middle_of_the_codes_takes_nothing_where_the_weights_of_outliers_are_zero(
                 };
                 let mut case = Case::new(how, [dtype; 2], &[count], 9, 768 / how.group_size, i as u64, value);
                 case.set_zero(is_outlier);
-                case.check(None).unwrap();
+                case.check(None).unwrap_or_else(|e| panic!("{dtype:?} 2^{exponent} {count} rows: {e}"));
             }
         }
     }

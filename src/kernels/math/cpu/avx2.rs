@@ -12,6 +12,15 @@ pub(super) fn run<F: Loop>(f: F) -> F::Output {
     unsafe { run_with(f) }
 }
 
+/// As [`super::fetch`], for any CPU of x86-64.
+pub(super) fn fetch<T>(numbers: &[T]) {
+    const LINE: usize = 64;
+    for at in (0..size_of_val(numbers)).step_by(LINE) {
+        // SAFETY: every such CPU has the instruction, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(numbers.as_ptr().cast::<i8>().wrapping_add(at)) };
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_with<F: Loop>(f: F) -> F::Output {
     f.run::<Eight>()

@@ -3,6 +3,9 @@
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx512;
 mod portable;
 
 use half::{bf16, f16};
@@ -57,7 +60,7 @@ pub(crate) trait Lanes: Copy {
 }
 
 /// Those that have vectors of their own.
-const PATHS: &[Path] = &[Path::Avx2];
+const PATHS: &[Path] = &[Path::Avx2, Path::Avx512];
 
 /// The path that loops take now.
 pub(crate) fn path() -> Path {
@@ -69,6 +72,16 @@ pub(crate) fn run<F: Loop>(path: Path, f: F) -> F::Output {
     match path {
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => avx2::run(f),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => avx512::run(f),
         _ => f.run::<portable::Eight>(),
     }
+}
+
+/// Brings numbers near that are needed soon.
+pub(crate) fn fetch<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    avx2::fetch(numbers);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
 }

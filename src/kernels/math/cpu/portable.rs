@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::Lanes;
-use crate::kernels::product::{number, to_bf16};
+use crate::kernels::product::number;
 
 /// What compilers make vectors of.
 #[derive(Clone, Copy)]
@@ -45,7 +45,12 @@ impl Lanes for Eight {
     }
     #[inline(always)]
     fn store_bf16(self, to: &mut [bf16]) {
-        to_bf16(&self.0, &mut to[..8]);
+        for (to, x) in to[..8].iter_mut().zip(self.0) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            // A NaN stays one.
+            *to = bf16::from_bits(if x.is_nan() { bits >> 16 | 0x40 } else { rounded } as u16);
+        }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {

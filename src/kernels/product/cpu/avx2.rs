@@ -9,7 +9,7 @@ use crate::kernels::pool;
 use crate::kernels::product::Sums;
 
 /// Products that are summed before their sum joins the others: long sums lose more.
-const RUN: usize = 64;
+pub const RUN: usize = 64;
 
 /// As [`super::tile`].
 pub fn tile(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {

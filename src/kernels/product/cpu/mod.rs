@@ -10,6 +10,9 @@ pub(crate) mod avx2;
 #[allow(unsafe_code)]
 pub(crate) mod avx512;
 
+#[allow(unsafe_code)]
+pub(crate) mod shared;
+
 use crate::kernels::path::Path;
 
 /// Vectors of the smaller side in a panel.
@@ -22,7 +25,9 @@ pub(crate) const SLIVER: usize = 16;
 pub(crate) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 | Path::Avx512 | Path::Amx => avx2::tile(panel, sliver, rows, out, stride),
+        Path::Avx2 => avx2::tile(panel, sliver, rows, out, stride),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 | Path::Amx => avx512::tile(panel, sliver, rows, out, stride),
         _ => portable_tile(panel, sliver, rows, out, stride),
     }
 }

@@ -135,6 +135,15 @@ impl<'a> Scales<'a> {
         })
     }
 
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Float32(s) => s.len(),
+            Self::Float16(s) => s.len(),
+            Self::Bfloat16(s) => s.len(),
+            Self::Float8(s) | Self::Exponent(s) => s.len(),
+        }
+    }
+
     fn part(&self, start: usize, count: usize) -> Self {
         let range = start..start + count;
         match *self {

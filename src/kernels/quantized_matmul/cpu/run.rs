@@ -1,13 +1,15 @@
 //! How a product runs: which rows of `x` meet which matrix, and by which implementation.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::tiles::Target;
 use super::{Batch, Matrix, Weights, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::array::Dtype;
 use crate::error::Result;
 use crate::kernels::path::Path;
-use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product};
-use crate::kernels::{View, ViewMut, pool};
+use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product, to_bf16, to_f16};
+use crate::kernels::{View, ViewMut, math, pool, scratch};
 use crate::ops::{Quantization, QuantizationMode};
 
 /// The name of the operation.
@@ -73,9 +75,9 @@ impl QuantizedMatmul {
         out: &mut ViewMut<'_>,
     ) -> Result<()> {
         let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
-        let digits = digits(out.dtype());
+        let (digits, out_dtype) = (digits(out.dtype()), out.dtype());
         for pairs in pairs.chunks(BLOCK) {
-            let mut values = vec![0.0; pairs.len() * k];
+            let mut values = scratch::take(pairs.len() * k);
             let (numbers, origin) = Numbers::of(x)?;
             let grain = READ.div_ceil(k);
             pool::for_each_piece(&mut values, grain * k, |piece, rows| {
@@ -84,14 +86,15 @@ impl QuantizedMatmul {
                 }
             });
             let powers = moderate(&mut values, k);
-            let plain = powers.iter().all(|&p| p == 1.0);
-            // What AMX leaves of the weights is enough for a result in half precision only.
-            let single = out.dtype() == Dtype::Float32;
-            let path = if single { self.path.min(Path::Avx512) } else { self.path };
+            #[cfg(target_arch = "x86_64")]
+            if let Some(digits) = digits.filter(|_| self.tiles(pairs.len())) {
+                self.tiled(&w, &values, digits, &powers, out, &|m| pairs[m][1])?;
+                continue;
+            }
             let mut result = Ok(());
             let mut store = |sums: &Sums| {
                 let finish = |m: usize, _: usize, row: &mut [f32]| {
-                    if !plain {
+                    if powers[m] != 1.0 {
                         row.iter_mut().for_each(|sum| *sum /= powers[m]);
                     }
                 };
@@ -105,26 +108,83 @@ impl QuantizedMatmul {
                     result = stored;
                 }
             };
-            let dtype = x.dtype();
-            let many = |values: &[f32], store: &mut dyn FnMut(&Sums)| {
-                let lines = Rows { values, k, dtype };
-                let x = Side { lines: &lines, count: values.len() / k, across: false };
-                let w = Side { lines: &w, count: n, across: !self.transpose };
-                product(path, x, w, k, store);
-            };
-            match digits {
-                _ if self.transpose && pairs.len() <= FEW => {
-                    self.few(&[w.w], &values, digits).iter().for_each(&mut store);
-                }
-                #[cfg(target_arch = "x86_64")]
-                Some(digits) if self.tiles(pairs.len()) => {
-                    store(&tiled(&w.w, &values, digits, many));
-                }
-                _ => many(&values, &mut store),
+            if self.transpose && pairs.len() <= FEW {
+                self.by_row(&[w.w], &values, digits).iter().for_each(&mut store);
+            } else {
+                self.many(&w, &values, x.dtype(), out_dtype, &mut store);
             }
             result?;
         }
         Ok(())
+    }
+
+    /// Rows of `x`, which are of dtype `of`, by weights that are decoded once for all.
+    fn many(&self, w: &Matrix<'_>, x: &[f32], of: Dtype, out: Dtype, store: &mut dyn FnMut(&Sums)) {
+        let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
+        // What AMX leaves of the weights is enough for a result in half precision only.
+        let path = if out == Dtype::Float32 { self.path.min(Path::Avx512) } else { self.path };
+        let lines = Rows { values: x, k, dtype: of };
+        let x = Side { lines: &lines, count: x.len() / k, across: false };
+        let w = Side { lines: w, count: n, across: !self.transpose };
+        product(path, x, w, k, store);
+    }
+
+    /// Rows of `x` by codes that are unpacked once for all of them. Row `m` of the product is row `place(m)` of the result.
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(
+        &self,
+        w: &Matrix<'_>,
+        x: &[f32],
+        digits: u32,
+        powers: &[f32],
+        out: &mut ViewMut<'_>,
+        place: &(dyn Fn(usize) -> usize + Sync),
+    ) -> Result<()> {
+        fn put<T: Send>(
+            path: Path,
+            w: &Weights<'_>,
+            x: &[f32],
+            digits: u32,
+            to: Target<'_, T>,
+        ) -> Vec<usize> {
+            match path {
+                Path::Avx512 => avx2::tiles::product::<avx512::tiles::Tiles, T>(w, x, digits, to),
+                _ => avx2::tiles::product::<avx2::tiles::Tiles, T>(w, x, digits, to),
+            }
+        }
+        let (k, n) = (w.w.k, w.w.n);
+        let rows = match out.dtype() {
+            Dtype::Float16 => {
+                let to = Target { out: out.as_mut_slice()?, place, powers, cast: to_f16 };
+                put(self.path, &w.w, x, digits, to)
+            }
+            _ => {
+                let to = Target { out: out.as_mut_slice()?, place, powers, cast: to_bf16 };
+                put(self.path, &w.w, x, digits, to)
+            }
+        };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        // Those that do not fit in fixed point.
+        let some: Vec<f32> = rows.iter().flat_map(|&m| &x[m * k..][..k]).copied().collect();
+        let mut result = Ok(());
+        let dtype = out.dtype();
+        let mut store = |sums: &Sums| {
+            let finish = |m: usize, _: usize, row: &mut [f32]| {
+                row.iter_mut().for_each(|sum| *sum /= powers[rows[m]]);
+            };
+            let stored = sums.scatter(out, n, finish, |m| place(rows[m]));
+            if result.is_ok() {
+                result = stored;
+            }
+        };
+        if x.len() / k <= FEW {
+            self.by_row(&[w.w], &some, None).iter().for_each(&mut store);
+        } else {
+            self.many(w, &some, dtype, dtype, &mut store);
+        }
+        result
     }
 
     /// Few rows of `x` by each of `weights`, which are quantized alike and of one length; the results are of one dtype.
@@ -138,7 +198,14 @@ impl QuantizedMatmul {
         let (numbers, origin) = Numbers::of(x)?;
         numbers.read(origin, &mut values);
         let powers = moderate(&mut values, k);
-        for (sums, out) in self.few(weights, &values, digits).iter().zip(outs) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(digits) = digits.filter(|_| self.tiles(powers.len())) {
+            for (&w, out) in weights.iter().zip(outs) {
+                self.tiled(&Matrix { w, path: self.path }, &values, digits, &powers, out, &|m| m)?;
+            }
+            return Ok(());
+        }
+        for (sums, out) in self.by_row(weights, &values, digits).iter().zip(outs) {
             let power = |m: usize, _: usize, row: &mut [f32]| {
                 if powers[m] != 1.0 {
                     row.iter_mut().for_each(|sum| *sum /= powers[m]);
@@ -154,27 +221,15 @@ impl QuantizedMatmul {
     /// Whether so many rows in fixed point meet unpacked codes.
     #[cfg(target_arch = "x86_64")]
     fn tiles(&self, count: usize) -> bool {
-        let most = match self.path {
-            Path::Avx2 => usize::MAX,
-            Path::Avx512 | Path::Amx => FEW,
-            _ => 0,
+        let few = match self.path {
+            Path::Avx2 => FEW_FIXED,
+            Path::Avx512 => FEW,
+            _ => return false,
         };
-        self.transpose && self.how.mode != QuantizationMode::Mxfp8 && count > FEW_FIXED && count <= most
+        self.transpose && self.how.mode != QuantizationMode::Mxfp8 && count > few
     }
 
-    /// The products of a few rows of `x` with the codes of each of the weights.
-    fn few(&self, weights: &[Weights<'_>], x: &[f32], digits: Option<u32>) -> Vec<Sums> {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(digits) = digits.filter(|_| self.tiles(x.len() / weights[0].k)) {
-            let tiled = |w: &Weights<'_>| {
-                tiled(w, x, digits, |some, add| self.by_row(&[*w], some, None).iter().for_each(add))
-            };
-            return weights.iter().map(tiled).collect();
-        }
-        self.by_row(weights, x, digits)
-    }
-
-    /// As [`few`](Self::few), with the codes as they are stored.
+    /// The products of a few rows of `x` with the codes of each of the weights, as they are stored.
     fn by_row(&self, weights: &[Weights<'_>], x: &[f32], digits: Option<u32>) -> Vec<Sums> {
         let k = weights[0].k;
         let count = x.len() / k;
@@ -183,13 +238,18 @@ impl QuantizedMatmul {
         let grain = (WORK / (k * count)).max(1).next_multiple_of(4);
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => avx2::product(weights, x, &mut values, grain, digits, avx2::float::product),
-            // AVX-512 has no fixed point of its own: that of AVX2 multiplies as many codes at a time.
+            Path::Avx2 => {
+                let (fixed, float) = (avx2::fixed::product, avx2::float::product);
+                avx2::product(weights, x, &mut values, grain, digits, fixed, float);
+            }
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 | Path::Amx => {
-                avx2::product(weights, x, &mut values, grain, digits, |weights, x, columns, grain| {
-                    one_by_one(weights, columns, x.len(), |w, columns| avx512::product(w, x, columns, grain));
-                });
+                let float = |weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain| {
+                    let product =
+                        |w: &Weights<'_>, columns: &mut [f32]| avx512::float::product(w, x, columns, grain);
+                    one_by_one(weights, columns, x.len(), product);
+                };
+                avx2::product(weights, x, &mut values, grain, digits, avx512::bytes::product, float);
             }
             _ => one_by_one(weights, &mut values, count, |w, values| portable::product(w, x, values, grain)),
         }
@@ -200,18 +260,6 @@ impl QuantizedMatmul {
         };
         weights.iter().map(part).collect()
     }
-}
-
-/// The products of rows with codes that are unpacked once for all; `rest` multiplies those that do not fit in fixed
-/// point.
-#[cfg(target_arch = "x86_64")]
-fn tiled(w: &Weights<'_>, x: &[f32], digits: u32, rest: impl Fn(&[f32], &mut dyn FnMut(&Sums))) -> Sums {
-    let (mut sums, rows) = avx2::tiles::product(w, x, digits);
-    if !rows.is_empty() {
-        let some: Vec<f32> = rows.iter().flat_map(|&m| &x[m * w.k..][..w.k]).copied().collect();
-        rest(&some, &mut |part| sums.replace(part, |m| rows[m]));
-    }
-    sums
 }
 
 /// Each of the weights with its columns of the products of `count` rows.
@@ -261,9 +309,7 @@ fn digits(dtype: Dtype) -> Option<u32> {
 fn moderate(x: &mut [f32], k: usize) -> Vec<f32> {
     const FAR: f32 = (1u64 << 60) as f32;
     const POWER: f32 = 16.0 * FAR;
-    // Bits of magnitudes are in order as integers; those of a NaN are the largest.
-    let largest = |row: &[f32]| row.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
-    let power = |row: &[f32]| match f32::from_bits(largest(row)) {
+    let power = |row: &[f32]| match math::largest(row) {
         max if max > 0.0 && max < 1.0 / FAR => POWER,
         max if max > FAR && max.is_finite() => 1.0 / POWER,
         _ => 1.0,

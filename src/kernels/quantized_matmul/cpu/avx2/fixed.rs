@@ -14,7 +14,7 @@ use crate::ops::QuantizationMode;
 
 /// Columns that share a power of two: a divisor of [`COLUMNS`](super::COLUMNS), and a multiple of what a group
 /// and a block of codes have.
-pub(super) const PART: usize = 256;
+pub const PART: usize = 256;
 
 /// As [`super::product`].
 pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
@@ -89,7 +89,7 @@ pub fn rest_of(x: &[f32]) -> Vec<f32> {
 /// What a multiple stands for in a part of a row, of eights of numbers, and the multiples.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn multiples(part: &[f32]) -> (f32, [i16; PART]) {
+pub fn multiples(part: &[f32]) -> (f32, [i16; PART]) {
     let (unit, mut multiples) = (unit_of(part), [0; PART]);
     let inverse = _mm256_set1_ps(1.0 / unit);
     for (eight, out) in part.as_chunks::<8>().0.iter().zip(multiples.as_chunks_mut::<8>().0) {
@@ -152,7 +152,7 @@ fn input_of<C: Codes>(x: &[f32], group: usize) -> Input {
 /// `[groups]`, and zeros up to whole chunks.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn group_sums(x: &[f32], group: usize) -> Vec<f32> {
+pub fn group_sums(x: &[f32], group: usize) -> Vec<f32> {
     let mut sums: Vec<f32> = x.chunks_exact(group).map(|group| lane_sums(group)).collect();
     sums.resize(sums.len().next_multiple_of(CHUNK) + CHUNK, 0.0);
     sums
@@ -228,7 +228,7 @@ pub(super) trait Codes: Sync {
 
 /// Integers. A lane takes the two bytes in which its codes are; those that begin in the middle of a byte are
 /// multiplied into place, at the top of the lane.
-pub(super) struct Bits<const BITS: usize>;
+pub struct Bits<const BITS: usize>;
 
 impl<const BITS: usize> Codes for Bits<BITS> {
     const PER: usize = match BITS {
@@ -275,7 +275,7 @@ impl<const BITS: usize> Codes for Bits<BITS> {
 }
 
 /// e2m1: a table turns each code into a byte, twice its number plus 12.
-pub(super) struct Float4;
+pub struct Float4;
 
 impl Codes for Float4 {
     const PER: usize = 4;

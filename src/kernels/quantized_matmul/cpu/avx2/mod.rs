@@ -10,7 +10,7 @@
 
 mod bytes;
 mod decode;
-mod fixed;
+pub mod fixed;
 pub mod float;
 pub mod tiles;
 
@@ -29,21 +29,22 @@ use crate::ops::QuantizationMode;
 /// or two rows of `x`, and of more.
 const COLUMNS: [usize; 2] = [4096, 1024];
 /// Groups whose scales are decoded at a time, at most.
-const CHUNK: usize = COLUMNS[0] / 16;
+pub const CHUNK: usize = COLUMNS[0] / 16;
 /// Scales between those that are read and those that are fetched.
-const AHEAD: usize = 512;
+pub const AHEAD: usize = 512;
 /// Room for the scales of a chunk, and as many as a vector has.
 type Room = [MaybeUninit<f32>; CHUNK + 8];
 
 /// `columns[n, m] = x[m, k] @ w[n, k]` of all rows of all `weights`, which are quantized alike and of one length, `grain`
-/// rows at a time. Rows of `x` whose numbers have `digits` bits at most are taken in fixed point where that says the same
-/// of them, and the numbers that codes stand for where an outlier needs it; `float` multiplies the others.
+/// rows at a time. Rows of `x` whose numbers have `digits` bits at most are taken in fixed point, by `fixed`, where that says
+/// the same of them, and the numbers that codes stand for where an outlier needs it; `float` multiplies the others.
 pub fn product(
     weights: &[Weights<'_>],
     x: &[f32],
     columns: &mut [f32],
     grain: usize,
     digits: Option<u32>,
+    fixed: impl Fn(&[Weights<'_>], &[&[f32]], &mut [f32], usize),
     float: impl Fn(&[Weights<'_>], &[&[f32]], &mut [f32], usize),
 ) {
     let x: Vec<&[f32]> = x.chunks_exact(weights[0].k).collect();
@@ -57,7 +58,7 @@ pub fn product(
     };
     let ways: Vec<Way> = x.iter().map(way).collect();
     let by = |way, x: &[&[f32]], columns: &mut [f32]| match way {
-        Way::Fixed => fixed::product(weights, x, columns, grain),
+        Way::Fixed => fixed(weights, x, columns, grain),
         Way::Float => float(weights, x, columns, grain),
         Way::Decoded => decode::product(weights, x, columns, grain),
     };
@@ -126,12 +127,12 @@ trait Form: Sync {
 }
 
 /// The weights, and what follows from their shape.
-struct Matrix<'a> {
-    w: &'a Weights<'a>,
-    groups: usize,
-    row_bytes: usize,
+pub struct Matrix<'a> {
+    pub w: &'a Weights<'a>,
+    pub groups: usize,
+    pub row_bytes: usize,
     /// The logarithm of a group's size.
-    group_shift: u32,
+    pub group_shift: u32,
 }
 
 impl<'a> Matrix<'a> {
@@ -161,7 +162,7 @@ fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], g
 /// Pieces of the rows of the weights by `rows(w, first, columns)`, and the portable way what it gives that is not finite.
 /// The first pieces are large, since codes arrive late where a thread begins with one; the last are small, so that all
 /// threads end together. `grain` rows are worth another thread.
-fn columns_of(
+pub fn columns_of(
     weights: &[Weights<'_>],
     x: &[&[f32]],
     columns: &mut [f32],
@@ -320,7 +321,7 @@ impl Totals {
 /// The sum of each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sums_of_four([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+pub fn sums_of_four([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     let sums = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
     let mut out = [0.0; 4];

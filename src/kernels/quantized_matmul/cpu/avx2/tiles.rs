@@ -9,16 +9,14 @@ use std::arch::x86_64::*;
 
 use super::fixed::{Bits, Codes, Float4, PART, copy_rest, multiples, rest_of, suits};
 use super::{Eight, Scales, Weights, lane_sums, overshadows};
-use crate::kernels::pool;
 use crate::kernels::product::cpu::avx2::transposed;
-use crate::kernels::product::{SLIVER, Sums};
+use crate::kernels::product::{SLIVER, strips};
 use crate::kernels::quantized_matmul::cpu::portable::{Row, dot};
+use crate::kernels::{pool, scratch};
 use crate::ops::QuantizationMode;
 
-/// Rows of a tile.
-const ROWS: usize = 4;
 /// How much of `k` is unpacked at a time: a multiple of what a part, a group and a block of codes have.
-const DEPTH: usize = 512;
+pub const DEPTH: usize = 512;
 /// Columns of the result that a thread takes at a time, at most.
 const STRIP: usize = 128;
 /// Multiply-adds that are worth another thread.
@@ -30,22 +28,60 @@ const NEAR: usize = 1 << 17;
 /// Groups of [`DEPTH`], at most, and as many as are read beyond them.
 const GROUPS: usize = DEPTH / 16 + 8;
 
-/// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most; and which rows do not fit in fixed point,
-/// whose sums are not made.
-pub fn product(w: &Weights<'_>, x: &[f32], digits: u32) -> (Sums, Vec<usize>) {
+/// Where a product goes.
+pub struct Target<'a, T> {
+    /// Rows as long as there are columns.
+    pub out: &'a mut [T],
+    /// Which of them each row of the product is.
+    pub place: &'a (dyn Fn(usize) -> usize + Sync),
+    /// What each row of the product is divided by.
+    pub powers: &'a [f32],
+    pub cast: fn(&[f32], &mut [T]),
+}
+
+/// How many rows of `x` meet how many slivers at a time, and how.
+pub trait Tile {
+    /// Rows in a panel.
+    const ROWS: usize;
+    const SLIVERS: usize;
+
+    /// Adds the products of a panel and some slivers to `out`, rows of which are `width` apart: over chunk `chunk` of `k`, of groups
+    /// of size `groups[0]`, of which there are `groups[1]`.
+    ///
+    /// # Safety
+    /// The CPU must have the instructions.
+    unsafe fn tile(
+        panel: &Panel,
+        chunk: usize,
+        groups: [usize; 2],
+        slivers: &[Sliver],
+        affine: bool,
+        out: &mut [f32],
+        width: usize,
+    );
+}
+
+/// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most. Returns which rows do not fit in fixed point: what
+/// is stored of them is nothing.
+pub fn product<S: Tile, T: Send>(w: &Weights<'_>, x: &[f32], digits: u32, to: Target<'_, T>) -> Vec<usize> {
     match (w.how.mode, w.how.bits) {
-        (QuantizationMode::Affine, 1) => product_of::<Bits<1>>(w, x, digits),
-        (QuantizationMode::Affine, 2) => product_of::<Bits<2>>(w, x, digits),
-        (QuantizationMode::Affine, 3) => product_of::<Bits<3>>(w, x, digits),
-        (QuantizationMode::Affine, 4) => product_of::<Bits<4>>(w, x, digits),
-        (QuantizationMode::Affine, 5) => product_of::<Bits<5>>(w, x, digits),
-        (QuantizationMode::Affine, 6) => product_of::<Bits<6>>(w, x, digits),
-        (QuantizationMode::Affine, _) => product_of::<Bits<8>>(w, x, digits),
-        _ => product_of::<Float4>(w, x, digits),
+        (QuantizationMode::Affine, 1) => product_of::<S, Bits<1>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, 2) => product_of::<S, Bits<2>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, 3) => product_of::<S, Bits<3>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, 4) => product_of::<S, Bits<4>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, 5) => product_of::<S, Bits<5>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, 6) => product_of::<S, Bits<6>, T>(w, x, digits, to),
+        (QuantizationMode::Affine, _) => product_of::<S, Bits<8>, T>(w, x, digits, to),
+        _ => product_of::<S, Float4, T>(w, x, digits, to),
     }
 }
 
-fn product_of<C: Codes>(w: &Weights<'_>, x: &[f32], digits: u32) -> (Sums, Vec<usize>) {
+fn product_of<S: Tile, C: Codes, T: Send>(
+    w: &Weights<'_>,
+    x: &[f32],
+    digits: u32,
+    to: Target<'_, T>,
+) -> Vec<usize> {
     let (n, k, count) = (w.n, w.k, x.len() / w.k);
     let (mut forms, grain) = (vec![Form::None; count], READ.div_ceil(k));
     pool::for_each_piece(&mut forms, grain, |piece, forms| {
@@ -57,25 +93,34 @@ fn product_of<C: Codes>(w: &Weights<'_>, x: &[f32], digits: u32) -> (Sums, Vec<u
     let seconds = rows(|form| *form == Form::Two);
     let mut panels: Vec<Panel> = [(&firsts, false), (&seconds, true)]
         .into_iter()
-        .flat_map(|(rows, rest)| rows.chunks(ROWS).map(move |rows| Panel::new(rows, rest)))
+        .flat_map(|(rows, rest)| rows.chunks(S::ROWS).map(move |rows| Panel::new(rows, rest)))
         .collect();
-    pool::for_each_piece(&mut panels, grain.div_ceil(ROWS), |_, panels| {
+    pool::for_each_piece(&mut panels, grain.div_ceil(S::ROWS), |_, panels| {
         // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-        panels.iter_mut().for_each(|panel| unsafe { panel.fill::<C>(x, k, w.how.group_size as usize) });
+        panels.iter_mut().for_each(|panel| unsafe { panel.fill::<S, C>(x, k, w.how.group_size as usize) });
     });
     let mut width = STRIP;
-    while width > SLIVER && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
+    while width > S::SLIVERS * SLIVER && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
         width /= 2;
     }
-    let mut values = vec![0.0f32; n.div_ceil(width) * count * width];
-    pool::for_each_piece(&mut values, count * width, |strip, sums| {
-        let start = strip * width;
-        let filled = width.min(n - start);
-        // SAFETY: as above.
-        unsafe { strip_of::<C>(w, &panels, start..start + filled, width, sums) };
-        again(w, x, &firsts, start..start + filled, width, sums);
+    pool::for_each_piece(&mut strips(to.out, n, width), 1, |_, strips| {
+        let mut sums = scratch::take(count * width);
+        for strip in strips {
+            let columns = strip.columns();
+            sums.fill(0.0);
+            // SAFETY: as above.
+            unsafe { strip_of::<S, C>(w, &panels, columns.clone(), width, &mut sums) };
+            again(w, x, &firsts, columns.clone(), width, &mut sums);
+            for (m, sums) in sums.chunks_exact_mut(width).enumerate() {
+                let sums = &mut sums[..columns.len()];
+                if to.powers[m] != 1.0 {
+                    sums.iter_mut().for_each(|sum| *sum /= to.powers[m]);
+                }
+                (to.cast)(sums, strip.row((to.place)(m)));
+            }
+        }
     });
-    (Sums { values, width, few: 0..count, many: n, turned: false }, rows(|form| *form == Form::None))
+    rows(|form| *form == Form::None)
 }
 
 /// Computes sums of columns `range` again that are infinite or NaN.
@@ -131,26 +176,26 @@ impl Form {
 }
 
 /// Some rows of `x` in fixed point.
-struct Panel {
+pub struct Panel {
     /// To which rows of the result their sums are added.
-    rows: Vec<usize>,
+    pub rows: Vec<usize>,
     /// Whether these are what is left of the rows.
     rest: bool,
     /// `[chunks, ROWS, DEPTH]`.
-    multiples: Vec<i16>,
+    pub multiples: Vec<i16>,
     /// `[chunks, ROWS, groups in a chunk]`.
-    groups: Vec<Group>,
+    pub groups: Vec<Group>,
 }
 
 /// What belongs to a group of a row.
 #[derive(Clone, Copy, Default)]
-struct Group {
+pub struct Group {
     /// The middle of the codes times the sum of the multiples, negative.
-    offset: i32,
+    pub offset: i32,
     /// What a multiple stands for.
-    unit: f32,
+    pub unit: f32,
     /// The sum of the numbers.
-    sum: f32,
+    pub sum: f32,
 }
 
 impl Panel {
@@ -161,10 +206,10 @@ impl Panel {
     /// # Safety
     /// The CPU must have AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill<C: Codes>(&mut self, x: &[f32], k: usize, group: usize) {
+    unsafe fn fill<T: Tile, C: Codes>(&mut self, x: &[f32], k: usize, group: usize) {
         let (chunks, each) = (k.div_ceil(DEPTH), DEPTH / group);
-        self.multiples = vec![0; chunks * ROWS * DEPTH];
-        self.groups = vec![Group::default(); chunks * ROWS * each];
+        self.multiples = vec![0; chunks * T::ROWS * DEPTH];
+        self.groups = vec![Group::default(); chunks * T::ROWS * each];
         for (r, &m) in self.rows.iter().enumerate() {
             let x = &x[m * k..][..k];
             let rest = if self.rest { rest_of(x) } else { Vec::new() };
@@ -172,12 +217,12 @@ impl Panel {
             for (i, part) in numbers.chunks(PART).enumerate() {
                 let (chunk, at) = (i * PART / DEPTH, i * PART % DEPTH);
                 let (unit, multiples) = multiples(part);
-                let groups = &mut self.groups[(chunk * ROWS + r) * each + at / group..];
+                let groups = &mut self.groups[(chunk * T::ROWS + r) * each + at / group..];
                 for (j, (multiples, out)) in multiples[..part.len()].chunks(group).zip(groups).enumerate() {
                     let sum = if self.rest { 0.0 } else { lane_sums(&part[j * group..][..group]) };
                     *out = Group { offset: -C::MIDDLE * whole_sum(multiples), unit: unit * C::UNIT, sum };
                 }
-                let out = &mut self.multiples[(chunk * ROWS + r) * DEPTH + at..][..PART];
+                let out = &mut self.multiples[(chunk * T::ROWS + r) * DEPTH + at..][..PART];
                 pair_up::<C>(&multiples, out);
             }
         }
@@ -229,22 +274,23 @@ fn pair_up<C: Codes>(multiples: &[i16; PART], out: &mut [i16]) {
 }
 
 /// A part of [`SLIVER`] columns of the weights.
+#[derive(Clone)]
 #[repr(align(64))]
-struct Sliver {
+pub struct Sliver {
     /// `[DEPTH / 2, SLIVER, 2]`, two of `k` together.
-    codes: [i16; DEPTH * SLIVER],
+    pub codes: [i16; DEPTH * SLIVER],
     /// `[GROUPS, SLIVER]`.
-    scales: [[f32; SLIVER]; GROUPS],
+    pub scales: [[f32; SLIVER]; GROUPS],
     /// What is not `x` times a code less the middle: what the middle stands for.
-    middles: [[f32; SLIVER]; GROUPS],
+    pub middles: [[f32; SLIVER]; GROUPS],
 }
 
 /// Adds the products of `columns` to `sums`, `[rows, width]`.
 ///
 /// # Safety
-/// The CPU must have AVX2, FMA and F16C.
+/// The CPU must have AVX2, FMA and F16C, and the instructions of the tiles.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn strip_of<C: Codes>(
+unsafe fn strip_of<T: Tile, C: Codes>(
     w: &Weights<'_>,
     panels: &[Panel],
     columns: std::ops::Range<usize>,
@@ -252,45 +298,72 @@ unsafe fn strip_of<C: Codes>(
     sums: &mut [f32],
 ) {
     let group = w.how.group_size as usize;
-    let mut sliver = Box::new(Sliver {
+    let empty = Sliver {
         codes: [0; DEPTH * SLIVER],
         scales: [[0.0; SLIVER]; GROUPS],
         middles: [[0.0; SLIVER]; GROUPS],
-    });
-    let near = panels.len() * ROWS * w.k <= NEAR;
+    };
+    let mut slivers = vec![empty; T::SLIVERS];
+    let near = panels.len() * T::ROWS * w.k <= NEAR;
     let chunks = w.k.div_ceil(DEPTH);
-    let slivers = columns.len().div_ceil(SLIVER);
-    let place =
-        |step: usize| if near { [step % chunks, step / chunks] } else { [step / slivers, step % slivers] };
-    for step in 0..chunks * slivers {
+    let (all, some) = (columns.len().div_ceil(SLIVER), columns.len().div_ceil(T::SLIVERS * SLIVER));
+    let place = |step: usize| if near { [step % chunks, step / chunks] } else { [step / some, step % some] };
+    for step in 0..chunks * some {
         let [chunk, s] = place(step);
-        let (start, first) = (chunk * DEPTH, columns.start + s * SLIVER);
+        let start = chunk * DEPTH;
         let groups = DEPTH.min(w.k - start) / group;
         // After the last step, the next strip is likely to follow.
-        let next = if step + 1 < chunks * slivers { place(step + 1) } else { [0, s + 1] };
-        let ahead = [next[0] as isize - chunk as isize, next[1] as isize - s as isize];
-        for half in 0..2 {
-            let rows = std::array::from_fn(|r| (first + half * 8 + r).min(w.n - 1));
-            // SAFETY: the caller vouches for the CPU.
-            unsafe {
-                unpack::<C>(w, rows, start, groups * group, ahead, &mut sliver.codes[half * 16..]);
-                read_groups(w, rows, start / group, groups, C::MIDDLE as f32 * C::UNIT, half, &mut sliver);
+        let next = if step + 1 < chunks * some { place(step + 1) } else { [0, s + 1] };
+        let ahead =
+            [next[0] as isize - chunk as isize, (next[1] as isize - s as isize) * T::SLIVERS as isize];
+        let here = &mut slivers[..T::SLIVERS.min(all - s * T::SLIVERS)];
+        for (i, sliver) in here.iter_mut().enumerate() {
+            let first = columns.start + (s * T::SLIVERS + i) * SLIVER;
+            for half in 0..2 {
+                let rows = std::array::from_fn(|r| (first + half * 8 + r).min(w.n - 1));
+                // SAFETY: the caller vouches for the CPU.
+                unsafe {
+                    unpack::<C>(w, rows, start, groups * group, ahead, &mut sliver.codes[half * 16..]);
+                    read_groups(w, rows, start / group, groups, C::MIDDLE as f32 * C::UNIT, half, sliver);
+                }
             }
         }
         for panel in panels {
-            let out = &mut sums[s * SLIVER..];
+            let out = &mut sums[s * T::SLIVERS * SLIVER..];
             // SAFETY: as above.
-            unsafe {
-                match (panel.rows.len(), w.biases.is_some()) {
-                    (1, false) => tile::<1, false>(panel, chunk, group, groups, &sliver, out, width),
-                    (2, false) => tile::<2, false>(panel, chunk, group, groups, &sliver, out, width),
-                    (3, false) => tile::<3, false>(panel, chunk, group, groups, &sliver, out, width),
-                    (_, false) => tile::<4, false>(panel, chunk, group, groups, &sliver, out, width),
-                    (1, true) => tile::<1, true>(panel, chunk, group, groups, &sliver, out, width),
-                    (2, true) => tile::<2, true>(panel, chunk, group, groups, &sliver, out, width),
-                    (3, true) => tile::<3, true>(panel, chunk, group, groups, &sliver, out, width),
-                    (_, true) => tile::<4, true>(panel, chunk, group, groups, &sliver, out, width),
-                }
+            unsafe { T::tile(panel, chunk, [group, groups], here, w.biases.is_some(), out, width) };
+        }
+    }
+}
+
+/// Tiles of four rows and one sliver.
+pub struct Tiles;
+
+impl Tile for Tiles {
+    const ROWS: usize = 4;
+    const SLIVERS: usize = 1;
+
+    unsafe fn tile(
+        panel: &Panel,
+        chunk: usize,
+        [group, groups]: [usize; 2],
+        slivers: &[Sliver],
+        affine: bool,
+        out: &mut [f32],
+        width: usize,
+    ) {
+        let [sliver] = slivers else { unreachable!("tiles of one sliver") };
+        // SAFETY: the caller vouches for the CPU.
+        unsafe {
+            match (panel.rows.len(), affine) {
+                (1, false) => tile::<1, false>(panel, chunk, group, groups, sliver, out, width),
+                (2, false) => tile::<2, false>(panel, chunk, group, groups, sliver, out, width),
+                (3, false) => tile::<3, false>(panel, chunk, group, groups, sliver, out, width),
+                (_, false) => tile::<4, false>(panel, chunk, group, groups, sliver, out, width),
+                (1, true) => tile::<1, true>(panel, chunk, group, groups, sliver, out, width),
+                (2, true) => tile::<2, true>(panel, chunk, group, groups, sliver, out, width),
+                (3, true) => tile::<3, true>(panel, chunk, group, groups, sliver, out, width),
+                (_, true) => tile::<4, true>(panel, chunk, group, groups, sliver, out, width),
             }
         }
     }
@@ -310,6 +383,7 @@ unsafe fn tile<const R: usize, const AFFINE: bool>(
     out: &mut [f32],
     width: usize,
 ) {
+    const ROWS: usize = Tiles::ROWS;
     let (pairs, each) = (group / 2, DEPTH / group);
     assert!(panel.rows.len() == R && groups <= each && group.is_multiple_of(16));
     assert!(panel.rows.iter().all(|row| row * width + SLIVER <= out.len()));

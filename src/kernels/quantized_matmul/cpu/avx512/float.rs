@@ -12,8 +12,8 @@
 
 use std::arch::x86_64::*;
 
-use super::portable::{Row, dot};
-use super::{E2M1, Weights};
+use super::super::portable::{Row, dot};
+use super::super::{E2M1, Weights};
 use crate::kernels::pool;
 use crate::ops::QuantizationMode;
 

@@ -1,0 +1,477 @@
+//! A few rows of `x` in fixed point, as in [`fixed`](avx2::fixed), by codes as bytes: each multiple is two signed bytes, which
+//! an instruction multiplies with 64 codes at a time. Sums in a group are exact.
+
+use std::arch::x86_64::*;
+use std::array;
+
+use half::{bf16, f16};
+
+use super::super::avx2::fixed::{Bits, Float4, PART, group_sums, multiples};
+use super::super::avx2::{self, Matrix, columns_of, sums_of_four};
+use super::super::{E2M1, Scales, Weights};
+use crate::ops::QuantizationMode;
+
+/// Rows of `x` that meet codes together, at most.
+const MOST: usize = 8;
+/// Bytes between the codes that are read and those that are fetched, where they are read from end to end.
+const AHEAD: usize = 2048;
+/// Columns whose scales are read together, unless they have more groups than a vector has lanes; and columns of several rows of
+/// `x` that stay in the nearest cache while rows of weights pass over them.
+const COLUMNS: usize = 1024;
+
+/// As [`avx2::product`], of at most twice [`MOST`] rows.
+pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    match (weights[0].how.mode, weights[0].how.bits) {
+        (QuantizationMode::Affine, 1) => rows_of::<Bits<1>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 2) => rows_of::<Bits<2>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 3) => rows_of::<Bits<3>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 4) => rows_of::<Bits<4>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 5) => rows_of::<Bits<5>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 6) => rows_of::<Bits<6>>(weights, x, columns, grain),
+        (QuantizationMode::Affine, _) => rows_of::<Bits<8>>(weights, x, columns, grain),
+        _ => rows_of::<Float4>(weights, x, columns, grain),
+    }
+}
+
+/// As [`product`], by how many rows meet codes together.
+fn rows_of<C: Bytes>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    let together = if x.len() > MOST { x.len().div_ceil(2) } else { x.len() };
+    match together {
+        1 => product_of::<C, 1>(weights, x, columns, grain),
+        2 => product_of::<C, 2>(weights, x, columns, grain),
+        3 => product_of::<C, 3>(weights, x, columns, grain),
+        4 => product_of::<C, 4>(weights, x, columns, grain),
+        5 => product_of::<C, 5>(weights, x, columns, grain),
+        6 => product_of::<C, 6>(weights, x, columns, grain),
+        7 => product_of::<C, 7>(weights, x, columns, grain),
+        _ => product_of::<C, MOST>(weights, x, columns, grain),
+    }
+}
+
+fn product_of<C: Bytes, const M: usize>(
+    weights: &[Weights<'_>],
+    x: &[&[f32]],
+    columns: &mut [f32],
+    grain: usize,
+) {
+    // SAFETY: this path is taken only where the CPU has these instructions.
+    let inputs: Vec<Input<M>> =
+        x.chunks(M).map(|x| unsafe { Input::new::<C>(x, weights[0].how.group_size as usize) }).collect();
+    columns_of(weights, x, columns, grain, |w, first, columns| {
+        // SAFETY: as above.
+        unsafe { rows::<C, M>(w, first, &inputs, x.len(), columns) };
+    });
+}
+
+/// Codes as bytes.
+trait Bytes: Sync {
+    /// Vectors of 64 codes that are loaded together: byte `b` of vector `v` is the code of column `VECTORS * b + v`.
+    const VECTORS: usize;
+    /// Bytes in which they lie.
+    const BYTES: usize;
+    /// A code minus this, times `UNIT`, is the number that it stands for.
+    const MIDDLE: i32;
+    const UNIT: f32 = 1.0;
+
+    /// The first [`VECTORS`](Self::VECTORS) are there.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 BW and VBMI.
+    unsafe fn bytes(loaded: __m512i) -> [__m512i; 4];
+}
+
+impl<const BITS: usize> Bytes for Bits<BITS> {
+    const VECTORS: usize = match BITS {
+        4 => 2,
+        2 => 4,
+        _ => 1,
+    };
+    const BYTES: usize = 8 * BITS * Self::VECTORS;
+    const MIDDLE: i32 = 1 << (BITS - 1);
+
+    #[inline(always)]
+    unsafe fn bytes(loaded: __m512i) -> [__m512i; 4] {
+        // SAFETY: the caller vouches for the CPU; the tables are as long as vectors.
+        unsafe {
+            let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
+            match BITS {
+                8 => [loaded; 4],
+                4 => {
+                    let odd = _mm512_and_si512(_mm512_srli_epi16::<4>(loaded), mask);
+                    [_mm512_and_si512(loaded, mask), odd, odd, odd]
+                }
+                2 => [
+                    _mm512_and_si512(loaded, mask),
+                    _mm512_and_si512(_mm512_srli_epi16::<2>(loaded), mask),
+                    _mm512_and_si512(_mm512_srli_epi16::<4>(loaded), mask),
+                    _mm512_and_si512(_mm512_srli_epi16::<6>(loaded), mask),
+                ],
+                _ => {
+                    // Eight codes have as many bytes as one has bits: each lane of 64 bits takes those of its own.
+                    let lanes = const {
+                        let (mut places, mut shifts, mut i) = ([0u8; 64], [0u8; 64], 0);
+                        while i < 64 {
+                            places[i] = (i / 8 * BITS + i % 8 % BITS) as u8;
+                            shifts[i] = (i % 8 * BITS) as u8;
+                            i += 1;
+                        }
+                        [places, shifts]
+                    };
+                    let [places, shifts] = lanes.map(|table| _mm512_loadu_si512(table.as_ptr().cast()));
+                    let spread = _mm512_permutexvar_epi8(places, loaded);
+                    [_mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, spread), mask); 4]
+                }
+            }
+        }
+    }
+}
+
+/// e2m1: a table turns each code into twice its number plus 12.
+impl Bytes for Float4 {
+    const VECTORS: usize = 2;
+    const BYTES: usize = 64;
+    const MIDDLE: i32 = 12;
+    const UNIT: f32 = 0.5;
+
+    #[inline(always)]
+    unsafe fn bytes(loaded: __m512i) -> [__m512i; 4] {
+        const TABLE: [u8; 16] = {
+            let (mut bytes, mut i) = ([0; 16], 0);
+            while i < 16 {
+                bytes[i] = (2.0 * E2M1[i] + 12.0) as u8;
+                i += 1;
+            }
+            bytes
+        };
+        // SAFETY: the caller vouches for the CPU.
+        unsafe {
+            let [even, odd, ..] = Bits::<4>::bytes(loaded);
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(TABLE.as_ptr().cast()));
+            let odd = _mm512_shuffle_epi8(table, odd);
+            [_mm512_shuffle_epi8(table, even), odd, odd, odd]
+        }
+    }
+}
+
+/// What multiplies a vector of codes, or sixteen offsets.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([i8; 64]);
+
+/// Of which of sixteen groups each lane of a step is.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Lanes([i32; 16]);
+
+/// Rows of `x`, laid out for a kind of codes.
+struct Input<const M: usize> {
+    /// `[steps, M, 2 * VECTORS + 1]`: for each vector of codes the upper bytes and the lower ones, and the middle of the codes
+    /// times the sum of each lane of 32 bits, negative.
+    lines: Vec<Line>,
+    /// `[parts, M]`: what a multiple stands for.
+    units: Vec<[f32; M]>,
+    /// `[M, groups]`, and zeros up to whole chunks.
+    group_sums: [Vec<f32>; M],
+    /// Of the steps of columns whose scales are read together.
+    lanes: Vec<Lanes>,
+}
+
+impl<const M: usize> Input<M> {
+    /// Of `M` rows or fewer, and zeros.
+    ///
+    /// # Safety
+    /// The CPU must have the features of this path.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn new<C: Bytes>(x: &[&[f32]], group: usize) -> Self {
+        let (k, each) = (x[0].len(), 2 * C::VECTORS + 1);
+        let steps = PART / (64 * C::VECTORS);
+        let mut lines = vec![Line([0; 64]); k.div_ceil(PART) * steps * M * each];
+        let mut units = vec![[0.0; M]; k.div_ceil(PART)];
+        for (m, x) in x.iter().enumerate() {
+            for (part, x) in x.chunks(PART).enumerate() {
+                let (unit, multiples) = multiples(x);
+                units[part][m] = unit * C::UNIT;
+                for (i, multiples) in multiples.chunks_exact(64 * C::VECTORS).enumerate() {
+                    let lines = &mut lines[((part * steps + i) * M + m) * each..][..each];
+                    // SAFETY: the caller vouches for the CPU.
+                    unsafe { lay_out::<C>(multiples, lines) };
+                }
+            }
+        }
+        let group_sums = array::from_fn(|m| x.get(m).map_or_else(Vec::new, |x| group_sums(x, group)));
+        let zeros = group_sums[0].len();
+        let group_sums = group_sums.map(|mut sums| (sums.resize(zeros, 0.0), sums).1);
+        let column = |step: usize, lane: usize| (step * 16 + lane) * 4 * C::VECTORS;
+        let of = |step| Lanes(array::from_fn(|lane| (column(step, lane) / group) as i32));
+        Self { lines, units, group_sums, lanes: (0..COLUMNS / (64 * C::VECTORS)).map(of).collect() }
+    }
+}
+
+/// One step of one row.
+///
+/// # Safety
+/// The CPU must have the features of this path.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn lay_out<C: Bytes>(multiples: &[i16], lines: &mut [Line]) {
+    const ORDER: [[u8; 64]; 2] = {
+        let (mut order, mut i) = ([[0; 64]; 2], 0);
+        while i < 64 {
+            order[0][i] = 2 * i as u8;
+            order[1][i] = 2 * i as u8 + 1;
+            i += 1;
+        }
+        order
+    };
+    assert!(multiples.len() == 64 * C::VECTORS && lines.len() == 2 * C::VECTORS + 1);
+    // SAFETY: lengths are checked, and tables and lines are as long as vectors.
+    unsafe {
+        let order = ORDER.map(|order| _mm512_loadu_si512(order.as_ptr().cast()));
+        let parted = |[a, b]: [__m512i; 2]| order.map(|order| _mm512_permutex2var_epi8(a, order, b));
+        let (ones, mut sums) = (_mm512_set1_epi8(1), [_mm512_setzero_si512(); 2]);
+        for upper in [true, false] {
+            let half = |i: usize| {
+                let m = _mm512_loadu_si512(multiples.as_ptr().add(32 * i).cast());
+                let up = _mm512_srai_epi16::<8>(_mm512_add_epi16(m, _mm512_set1_epi16(128)));
+                _mm512_cvtepi16_epi8(if upper { up } else { m })
+            };
+            let all: [__m512i; 4] = array::from_fn(|i| match i < C::VECTORS {
+                true => _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(2 * i)), half(2 * i + 1)),
+                false => _mm512_setzero_si512(),
+            });
+            let vectors = match C::VECTORS {
+                1 => all,
+                2 => {
+                    let [even, odd] = parted([all[0], all[1]]);
+                    [even, odd, odd, odd]
+                }
+                _ => {
+                    let [a, b] = [parted([all[0], all[1]]), parted([all[2], all[3]])];
+                    let [[c0, c2], [c1, c3]] = [parted([a[0], b[0]]), parted([a[1], b[1]])];
+                    [c0, c1, c2, c3]
+                }
+            };
+            for (v, bytes) in vectors.into_iter().enumerate().take(C::VECTORS) {
+                let line = &mut lines[2 * v + usize::from(!upper)];
+                _mm512_store_si512(line.0.as_mut_ptr().cast(), bytes);
+                let sum = &mut sums[usize::from(!upper)];
+                *sum = _mm512_dpbusd_epi32(*sum, ones, bytes);
+            }
+        }
+        let sums = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums[0]), sums[1]);
+        let offsets = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-C::MIDDLE));
+        _mm512_store_si512(lines[2 * C::VECTORS].0.as_mut_ptr().cast(), offsets);
+    }
+}
+
+/// The products of the rows of weights from `first` on with `count` rows of `x`.
+///
+/// # Safety
+/// The CPU must have the features of this path.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn rows<C: Bytes, const M: usize>(
+    w: &Matrix<'_>,
+    first: usize,
+    x: &[Input<M>],
+    count: usize,
+    columns: &mut [f32],
+) {
+    let chunk = if count == 1 { w.groups } else { COLUMNS >> w.group_shift };
+    // Rows of weights that pass over a chunk before the next one.
+    let block = if w.groups <= chunk { 4 } else { 16 };
+    let rows = columns.len() / count;
+    let none = [[_mm512_setzero_ps(); M]; 4];
+    let mut totals = vec![none; block / 4 * x.len()];
+    for start in (0..rows).step_by(block) {
+        let end = rows.min(start + block);
+        totals.fill(none);
+        for group in (0..w.groups).step_by(chunk) {
+            let groups = [group, chunk.min(w.groups - group)];
+            for (n, totals) in (first + start..first + end).step_by(4).zip(totals.chunks_exact_mut(x.len())) {
+                for (x, totals) in x.iter().zip(totals) {
+                    // SAFETY: the caller vouches for the CPU.
+                    unsafe { four_rows::<C, M>(w, n, x, groups, totals) };
+                }
+            }
+        }
+        for (n, totals) in (start..end).step_by(4).zip(totals.chunks_exact(x.len())) {
+            for m in 0..count {
+                let sums = sums_of_four(totals[m / M].each_ref().map(|totals| {
+                    let all = totals[m % M];
+                    _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all))
+                }));
+                for (r, sum) in sums.into_iter().enumerate().take(end - n) {
+                    columns[(n + r) * count + m] = sum;
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of rows `n..n + 4` of the weights over `count` groups from `start` on to `totals`; rows beyond the last
+/// are computed as the last.
+///
+/// # Safety
+/// The CPU must have the features of this path.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn four_rows<C: Bytes, const M: usize>(
+    matrix: &Matrix<'_>,
+    n: usize,
+    x: &Input<M>,
+    [start, count]: [usize; 2],
+    totals: &mut [[__m512; M]; 4],
+) {
+    let &Matrix { w, groups, row_bytes, group_shift } = matrix;
+    let (each, per_part) = (2 * C::VECTORS + 1, PART / (64 * C::VECTORS));
+    let together = (COLUMNS >> group_shift).min(16);
+    assert!(start + count <= groups && (start << group_shift).is_multiple_of(PART));
+    assert!(n < w.n && w.codes.len() >= w.n * row_bytes && x.units.len() * PART >= w.k);
+    assert!(x.lines.len() >= x.units.len() * per_part * M * each && w.scales.len() >= w.n * groups);
+    assert!(w.biases.is_none_or(|biases| biases.len() >= w.n * groups));
+    assert!(x.group_sums.iter().all(|sums| sums.len() >= start + count + 16));
+    let first = start << group_shift;
+    // The rest of a row may follow later than the next rows.
+    let ahead = if count == groups { AHEAD } else { 4 * row_bytes };
+    let whole = u64::MAX >> (64 - C::BYTES);
+    let middle = _mm512_set1_ps(C::MIDDLE as f32 * C::UNIT);
+    for (r, totals) in totals.iter_mut().enumerate() {
+        let row = (n + r).min(w.n - 1);
+        // SAFETY: the caller vouches for the CPU. A row has codes, scales and biases of `count` groups from `start` on, and
+        // `x` has lines, units and sums of them; masked loads keep to what is there. Nothing is read where a prefetch points.
+        unsafe {
+            let step = |part: &mut [__m512; M], codes: *const u8, mask, x: *const Line, scales, lanes| {
+                let lanes: *const Lanes = lanes;
+                let codes = C::bytes(match mask {
+                    u64::MAX => _mm512_loadu_si512(codes.cast()),
+                    mask => _mm512_maskz_loadu_epi8(mask, codes.cast()),
+                });
+                let scale = _mm512_permutexvar_ps(_mm512_load_si512((*lanes).0.as_ptr().cast()), scales);
+                for (m, part) in part.iter_mut().enumerate() {
+                    let line = |at: usize| _mm512_load_si512((*x.add(m * each + at)).0.as_ptr().cast());
+                    let (mut upper, mut lower) = (_mm512_setzero_si512(), line(2 * C::VECTORS));
+                    for (v, &codes) in codes.iter().enumerate().take(C::VECTORS) {
+                        upper = _mm512_dpbusd_epi32(upper, codes, line(2 * v));
+                        lower = _mm512_dpbusd_epi32(lower, codes, line(2 * v + 1));
+                    }
+                    let all = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
+                    *part = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, *part);
+                }
+            };
+            let mut sums = *totals;
+            let mut code = w.codes.as_ptr().add(row * row_bytes + first / 8 * w.how.bits as usize);
+            let mut line = x.lines.as_ptr().add(first / (64 * C::VECTORS) * M * each);
+            let mut unit = x.units.as_ptr().add(first / PART);
+            for group in (start..start + count).step_by(together) {
+                let here = together.min(start + count - group);
+                let [scales, biases] = read_groups(w, row * groups + group, u16::MAX >> (16 - here));
+                if w.biases.is_some() {
+                    let centred = _mm512_fmadd_ps(middle, scales, biases);
+                    for (sum, sums) in sums.iter_mut().zip(&x.group_sums) {
+                        *sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(sums.as_ptr().add(group)), *sum);
+                    }
+                }
+                let (mut lanes, mut left) =
+                    (x.lanes.as_ptr(), (here << group_shift) / 8 * w.how.bits as usize);
+                while left > 0 {
+                    let mut part = [_mm512_setzero_ps(); M];
+                    if left >= per_part * C::BYTES {
+                        for i in 0..per_part {
+                            let code = code.add(i * C::BYTES);
+                            _mm_prefetch::<_MM_HINT_T0>(code.wrapping_add(ahead).cast());
+                            step(&mut part, code, whole, line.add(i * M * each), scales, lanes.add(i));
+                        }
+                    } else {
+                        for i in 0..left.div_ceil(C::BYTES) {
+                            let mask = u64::MAX >> (64 - (left - i * C::BYTES).min(C::BYTES));
+                            let (code, line) = (code.add(i * C::BYTES), line.add(i * M * each));
+                            step(&mut part, code, mask, line, scales, lanes.add(i));
+                        }
+                    }
+                    for (sum, (part, unit)) in sums.iter_mut().zip(part.iter().zip(&*unit)) {
+                        *sum = _mm512_fmadd_ps(*part, _mm512_set1_ps(*unit), *sum);
+                    }
+                    (code, left) = (code.add(per_part * C::BYTES), left.saturating_sub(per_part * C::BYTES));
+                    (line, unit) = (line.add(per_part * M * each), unit.add(1));
+                    lanes = lanes.add(per_part);
+                }
+            }
+            *totals = sums;
+        }
+    }
+}
+
+/// Those scales and biases from `at` on that the mask has, and zeros.
+///
+/// # Safety
+/// The CPU must have the features of this path; there must be the numbers of the mask.
+#[inline(always)]
+unsafe fn read_groups(w: &Weights<'_>, at: usize, mask: __mmask16) -> [__m512; 2] {
+    // SAFETY: the caller vouches for all of it.
+    unsafe {
+        match (&w.scales, &w.biases) {
+            (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) => [sixteen(s, at, mask), sixteen(b, at, mask)],
+            (Scales::Float16(s), Some(Scales::Float16(b))) => [sixteen(s, at, mask), sixteen(b, at, mask)],
+            (Scales::Exponent(s), None) => {
+                let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, s.as_ptr().add(at).cast()));
+                let bits = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), _mm512_set1_epi32(1 << 22));
+                [_mm512_castsi512_ps(bits), _mm512_setzero_ps()]
+            }
+            (Scales::Float8(s), None) => {
+                let codes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, s.as_ptr().add(at).cast()));
+                let bits = _mm512_slli_epi32::<20>(codes);
+                let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x87f0_0000u32 as i32));
+                let unbias = _mm512_set1_ps(f32::from_bits((127 + 120) << 23));
+                [_mm512_mul_ps(_mm512_castsi512_ps(bits), unbias), _mm512_setzero_ps()]
+            }
+            (scales, biases) => {
+                let (mut read, count) = ([[0.0; 16]; 2], mask.count_ones() as usize);
+                scales.read(at, &mut read[0][..count]);
+                biases.iter().for_each(|biases| biases.read(at, &mut read[1][..count]));
+                read.map(|read| _mm512_loadu_ps(read.as_ptr()))
+            }
+        }
+    }
+}
+
+/// Those numbers from `at` on that the mask has, and zeros.
+///
+/// # Safety
+/// The CPU must have the features of this path; there must be the numbers of the mask.
+#[inline(always)]
+unsafe fn sixteen<T: Sixteen>(from: &[T], at: usize, mask: __mmask16) -> __m512 {
+    // SAFETY: the caller vouches for the numbers. Nothing is read where a prefetch points.
+    unsafe {
+        let from = from.as_ptr().add(at);
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(avx2::AHEAD).cast());
+        T::sixteen(mask, from)
+    }
+}
+
+/// Numbers as stored, read sixteen at a time.
+trait Sixteen: Copy {
+    /// Zeros where the mask has none.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 BW and VL; there must be the numbers of the mask.
+    unsafe fn sixteen(mask: __mmask16, from: *const Self) -> __m512;
+}
+
+impl Sixteen for f16 {
+    #[inline(always)]
+    unsafe fn sixteen(mask: __mmask16, from: *const f16) -> __m512 {
+        // SAFETY: the caller vouches for it.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.cast())) }
+    }
+}
+
+impl Sixteen for bf16 {
+    #[inline(always)]
+    unsafe fn sixteen(mask: __mmask16, from: *const bf16) -> __m512 {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+}

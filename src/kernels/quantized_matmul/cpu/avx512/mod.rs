@@ -1,0 +1,5 @@
+//! x86 with AVX-512 F, BW, DQ, VL, VNNI and VBMI: what AVX2 does with half as many codes at a time.
+
+pub mod bytes;
+pub mod float;
+pub mod tiles;
