@@ -9,33 +9,48 @@ const LARGE: usize = 1 << 14;
 /// Numbers that are kept in all: 32 MiB.
 const KEPT: usize = 8 << 20;
 
-static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+/// Buffers that nobody uses.
+struct Free(Mutex<Vec<Vec<f32>>>);
 
-fn free() -> MutexGuard<'static, Vec<Vec<f32>>> {
-    FREE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static FREE: Free = Free::new();
 
 /// A buffer of `count` numbers.
 pub(crate) struct Scratch {
     buffer: Vec<f32>,
     count: usize,
+    from: &'static Free,
 }
 
 /// So many numbers, of any value.
 pub(crate) fn take(count: usize) -> Scratch {
-    let smallest = |free: &mut Vec<Vec<f32>>| {
-        let fits = free.iter().enumerate().filter(|(_, kept)| kept.len() >= count);
-        let at = fits.min_by_key(|(_, kept)| kept.len()).map(|(at, _)| at);
-        at.map(|at| free.swap_remove(at))
-    };
-    let kept = if count < LARGE { None } else { smallest(&mut free()) };
-    let buffer = kept.unwrap_or_else(|| {
-        // Written, not zeros as the system gives them: to read of such a page first makes it cost twice.
-        let mut buffer = Vec::with_capacity(count);
-        buffer.resize(count, 0.0);
-        buffer
-    });
-    Scratch { buffer, count }
+    FREE.take(count)
+}
+
+impl Free {
+    const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The smallest that fits, or a new one.
+    fn take(&'static self, count: usize) -> Scratch {
+        let smallest = |all: &mut Vec<Vec<f32>>| {
+            let fits = all.iter().enumerate().filter(|(_, kept)| kept.len() >= count);
+            let at = fits.min_by_key(|(_, kept)| kept.len()).map(|(at, _)| at);
+            at.map(|at| all.swap_remove(at))
+        };
+        let kept = if count < LARGE { None } else { smallest(&mut self.all()) };
+        let buffer = kept.unwrap_or_else(|| {
+            // Written, not zeros as the system gives them: to read of such a page first makes it cost twice.
+            let mut buffer = Vec::with_capacity(count);
+            buffer.resize(count, 0.0);
+            buffer
+        });
+        Scratch { buffer, count, from: self }
+    }
 }
 
 impl Drop for Scratch {
@@ -44,9 +59,9 @@ impl Drop for Scratch {
         if buffer.len() < LARGE {
             return;
         }
-        let mut free = free();
-        if free.iter().map(Vec::len).sum::<usize>() + buffer.len() <= KEPT {
-            free.push(buffer);
+        let mut all = self.from.all();
+        if all.iter().map(Vec::len).sum::<usize>() + buffer.len() <= KEPT {
+            all.push(buffer);
         }
     }
 }
@@ -69,23 +84,21 @@ impl DerefMut for Scratch {
 mod tests {
     use super::*;
 
-    /// One test, since what is kept is the process's.
     #[test]
     fn large_buffers_are_kept_up_to_a_limit() {
-        let kept = || free().iter().map(Vec::len).collect::<Vec<_>>();
-        drop(take(LARGE - 1));
-        assert!(kept().iter().all(|&len| len >= LARGE), "a small buffer was kept: {:?}", kept());
-        let mut all: Vec<Scratch> = (1..=5).map(|i| take(KEPT / 4 + i)).collect();
+        static FREE: Free = Free::new();
+        let kept = || FREE.all().iter().map(Vec::len).collect::<Vec<_>>();
+        drop(FREE.take(LARGE - 1));
+        assert_eq!(kept(), []);
+        let mut all: Vec<Scratch> = (1..=5).map(|i| FREE.take(KEPT / 4 - i)).collect();
         for (i, buffer) in all.iter_mut().enumerate() {
-            assert_eq!(buffer.len(), KEPT / 4 + 1 + i);
+            assert_eq!(buffer.len(), KEPT / 4 - 1 - i);
             buffer.fill(i as f32);
         }
         assert!(all.iter().enumerate().all(|(i, buffer)| buffer.iter().all(|&x| x == i as f32)));
         drop(all);
-        assert!((1..=KEPT).contains(&kept().iter().sum()), "{:?}", kept());
-        // The smallest that fits, at its own length.
-        let least = kept().into_iter().min().expect("some are kept");
-        let again = take(least - 1);
-        assert_eq!((again.len(), kept().contains(&least)), (least - 1, false));
+        assert_eq!(kept(), [1, 2, 3, 4].map(|i| KEPT / 4 - i));
+        let again = FREE.take(LARGE);
+        assert_eq!((again.len(), kept().contains(&(KEPT / 4 - 4))), (LARGE, false));
     }
 }
