@@ -1,15 +1,16 @@
-//! Products with quantized matrices against what the machine gives: bytes read per second, and OpenBLAS's product
-//! in `float32`. Each round measures the one and the other in turn, so that a change of the load meets both; of the
-//! rounds, the median ratio and the quartles are printed. Weights are several matrices, more than any cache holds.
+//! Kernels against what the machine gives: bytes read per second, and OpenBLAS's product in `float32`. Each round measures
+//! the one and the other in turn, so that a change of the load meets both; of the rounds, the median ratio and the quartiles
+//! are printed. What is read is several matrices, keys or values, more than any cache holds.
 //!
 //! `cargo bench --bench ratios -- [ROUNDS] [NAME...]`, where a name picks the measures that contain it.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use mlxport::kernels;
+use mlxport::fast::{self, Mask};
+use mlxport::nn::activations::swiglu;
 use mlxport::ops::{self, Quantization, QuantizationMode, Quantized};
-use mlxport::{Array, Dtype, random, transforms};
+use mlxport::{Array, Dtype, Result, kernels, random, transforms};
 
 /// Rows and columns of each matrix.
 const SIZE: i32 = 4096;
@@ -42,6 +43,79 @@ fn read(memory: &[u64]) {
 fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     [1, 2, 3].map(|q| values[(values.len() - 1) * q / 4])
+}
+
+fn normal(shape: &[i32], dtype: Dtype) -> Array {
+    let x = random::normal(0.0, 1.0, shape, dtype, None).unwrap();
+    x.eval().unwrap();
+    x
+}
+
+/// Prints how `rate` compares with `other`, in billions a second of `unit`.
+fn compare(name: &str, unit: &str, rounds: usize, rate: impl Fn() -> f64, other: impl Fn() -> f64) {
+    rate();
+    let rounds = (0..rounds).map(|_| {
+        let before = other();
+        let rate = rate();
+        (rate, rate / ((before + other()) / 2.0))
+    });
+    let (rates, ratios): (Vec<f64>, Vec<f64>) = rounds.unzip();
+    let ([_, rate, _], [low, ratio, high]) = (spread(rates), spread(ratios));
+    println!("{name}: {:.1} {unit}, {ratio:.2} ({low:.2} to {high:.2}) times", rate / 1e9);
+}
+
+/// What works on each row or element alone, and attention.
+fn others(rounds: usize, memory: &[u64], wanted: impl Fn(&str) -> bool) {
+    let bandwidth = || BYTES as f64 / seconds(|| read(memory));
+    let (rows, dims, dtype) = ((64 << 20) / 2 / SIZE, 128, Dtype::Bfloat16);
+    if wanted("rows") {
+        let [x, y] = [(); 2].map(|()| normal(&[rows, SIZE], dtype));
+        let w = normal(&[SIZE], dtype);
+        let heads = ops::swapaxes(&ops::reshape(&x, &[1, rows / 4, dims, dims]).unwrap(), 1, 2).unwrap();
+        let bytes = |passes: usize, f: &dyn Fn() -> Result<Array>| {
+            (passes * x.nbytes()) as f64 / seconds(|| f().unwrap().eval().unwrap())
+        };
+        let all: [(&str, usize, &dyn Fn() -> Result<Array>); 4] = [
+            ("rms_norm", 2, &|| fast::rms_norm(&x, Some(&w), 1e-5)),
+            ("softmax", 2, &|| ops::softmax(&x, -1, true)),
+            ("swiglu", 3, &|| swiglu(&x, &y)),
+            ("rope", 2, &|| fast::rope(&heads, dims, false, 1e6, 1.0, 5)),
+        ];
+        for (name, passes, f) in all {
+            let name = format!("{name} of 64 MiB rows, against reading");
+            compare(&name, "GB/s", rounds, || bytes(passes, f), bandwidth);
+        }
+    }
+    let heads = |count: i32, length: i32| normal(&[1, count, length, dims], dtype);
+    if wanted("one query") {
+        let q = heads(16, 1);
+        let caches: Vec<[Array; 2]> = (0..8).map(|_| [heads(8, 4096), heads(8, 4096)]).collect();
+        let bytes: usize = caches.iter().flatten().map(Array::nbytes).sum();
+        let attention = |[k, v]: &[Array; 2]| {
+            fast::scaled_dot_product_attention(&q, k, v, 0.09, Mask::None, None).unwrap()
+        };
+        let rate = || {
+            let all: Vec<Array> = caches.iter().map(attention).collect();
+            bytes as f64 / seconds(|| transforms::eval(&all).unwrap())
+        };
+        compare("attention of one query to 4096 keys, against reading", "GB/s", rounds, rate, bandwidth);
+    }
+    let blas = [(); 2].map(|()| normal(&[1024, 1024], Dtype::Float32));
+    let product =
+        |[a, b]: &[Array; 2]| 2f64.powi(31) / seconds(|| ops::matmul(a, b).unwrap().eval().unwrap());
+    let dense = || product(&blas);
+    if wanted("prompt") {
+        let (q, [k, v]) = (heads(16, 2048), [(); 2].map(|()| heads(8, 2048)));
+        let flops = 4.0 * 2048.0 * 1024.0 * f64::from(16 * dims);
+        let attention = || fast::scaled_dot_product_attention(&q, &k, &v, 0.09, Mask::Causal, None).unwrap();
+        let rate = || flops / seconds(|| attention().eval().unwrap());
+        compare("attention of a prompt of 2048, against OpenBLAS float32", "GFLOP/s", rounds, rate, dense);
+    }
+    if wanted("matmul") {
+        let halves = [(); 2].map(|()| normal(&[1024, 1024], dtype));
+        let name = "matmul bfloat16 1024 x 1024 x 1024, against OpenBLAS float32";
+        compare(name, "GFLOP/s", rounds, || product(&halves), dense);
+    }
 }
 
 struct Case {
@@ -134,6 +208,7 @@ fn main() {
         }
         println!();
     }
+    others(rounds, &memory, wanted);
     for rows in [16, 64, 512] {
         if !wanted(&format!("{rows} rows")) {
             continue;

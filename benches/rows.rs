@@ -21,7 +21,8 @@ fn rows(c: &mut Criterion) {
     let mut compare = |name: &str, passes: u64, f: &dyn Fn() -> Result<Array>| {
         let mut group = c.benchmark_group(format!("{name} bf16 64 MiB"));
         group.sample_size(10).throughput(Throughput::Bytes(passes * x.nbytes() as u64));
-        for path in [Path::Reference, Path::Avx2].into_iter().filter(|path| path.is_available()) {
+        for path in [Path::Reference, Path::Avx2, Path::Avx512].into_iter().filter(|path| path.is_available())
+        {
             group.bench_function(path.to_string(), |b| {
                 b.iter(|| kernels::force(path, || f()?.eval()).unwrap().unwrap());
             });

@@ -89,7 +89,7 @@ mod tests {
         static FREE: Free = Free::new();
         let kept = || FREE.all().iter().map(Vec::len).collect::<Vec<_>>();
         drop(FREE.take(LARGE - 1));
-        assert_eq!(kept(), []);
+        assert!(kept().is_empty());
         let mut all: Vec<Scratch> = (1..=5).map(|i| FREE.take(KEPT / 4 - i)).collect();
         for (i, buffer) in all.iter_mut().enumerate() {
             assert_eq!(buffer.len(), KEPT / 4 - 1 - i);
