@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// A model of two gigabytes of zeros, which takes no space.
+/// A model of half a gigabyte of zeros, which takes no space.
 #[cfg(unix)]
 fn hollow(dir: &Path) {
-    let (hidden, rows) = (4096u64, 262_144u64);
+    let (hidden, rows) = (4096u64, 65_536u64);
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 32, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "vocab_size": rows,
