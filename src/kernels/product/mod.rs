@@ -10,6 +10,7 @@ mod dense;
 mod gather;
 mod sums;
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use cpu::shared::strips;
 pub(crate) use cpu::{PANEL, SLIVER, tile};
 pub(crate) use dense::{Dense, Numbers, Picked, number};

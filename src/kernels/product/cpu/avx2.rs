@@ -8,17 +8,8 @@ use super::{PANEL, SLIVER};
 use crate::kernels::pool;
 use crate::kernels::product::Sums;
 
-/// Products that are summed before their sum joins the others: long sums lose more.
-pub const RUN: usize = 64;
-
-/// As [`super::tile`].
+/// As [`super::tile`], of one run.
 pub fn tile(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
-    for (panel, sliver) in panel.chunks(RUN * PANEL).zip(sliver.chunks(RUN * SLIVER)) {
-        run(panel, sliver, rows, out, stride);
-    }
-}
-
-fn run(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     let depth = sliver.len() / SLIVER;
     assert!(panel.len() >= depth * PANEL && out.len() >= (rows - 1) * stride + SLIVER);
     // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C; the lengths are checked.

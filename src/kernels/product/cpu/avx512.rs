@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::RUN;
-use super::{PANEL, SLIVER};
+use super::{PANEL, RUN, SLIVER};
 
 /// Vectors of the smaller side whose panels stay in a core's cache.
 const NEAR: usize = 8 * 2 * PANEL;
@@ -34,14 +33,8 @@ pub fn multiply(panels: &[f32], slivers: &[f32], depth: usize, count: usize, sum
     }
 }
 
-/// As [`super::tile`].
+/// As [`super::tile`], of one run.
 pub fn tile(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
-    for (panel, sliver) in panel.chunks(RUN * PANEL).zip(sliver.chunks(RUN * SLIVER)) {
-        run(panel, sliver, rows, out, stride);
-    }
-}
-
-fn run(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     let depth = sliver.len() / SLIVER;
     assert!(panel.len() >= depth * PANEL && out.len() >= (rows - 1) * stride + SLIVER);
     let tile = match rows {

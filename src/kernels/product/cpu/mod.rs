@@ -10,6 +10,7 @@ pub(crate) mod avx2;
 #[allow(unsafe_code)]
 pub(crate) mod avx512;
 
+#[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub(crate) mod shared;
 
@@ -20,14 +21,21 @@ pub(crate) const PANEL: usize = 6;
 /// Vectors of the larger side in a sliver.
 pub(crate) const SLIVER: usize = 16;
 
+/// Products in `float32` that are summed before their sum joins the others: long sums lose more.
+#[cfg(target_arch = "x86_64")]
+const RUN: usize = 64;
+
 /// Adds `panel.T @ sliver`, of which the first `rows` rows, to `out`, whose rows are `stride` apart: `panel`
 /// is `[depth, PANEL]`, `sliver` `[depth, SLIVER]`.
 pub(crate) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => avx2::tile(panel, sliver, rows, out, stride),
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx512 | Path::Amx => avx512::tile(panel, sliver, rows, out, stride),
+        Path::Avx2 | Path::Avx512 | Path::Amx => {
+            let tile = if path == Path::Avx2 { avx2::tile } else { avx512::tile };
+            for (panel, sliver) in panel.chunks(RUN * PANEL).zip(sliver.chunks(RUN * SLIVER)) {
+                tile(panel, sliver, rows, out, stride);
+            }
+        }
         _ => portable_tile(panel, sliver, rows, out, stride),
     }
 }

@@ -17,7 +17,7 @@ unsafe impl<T: Send> Send for Strip<'_, T> {}
 
 /// A matrix of rows of `n` numbers, in strips of `width` columns and what is left.
 pub(crate) fn strips<T>(matrix: &mut [T], n: usize, width: usize) -> Vec<Strip<'_, T>> {
-    let (data, rows) = (matrix.as_mut_ptr(), matrix.len() / n);
+    let (data, rows) = (matrix.as_mut_ptr(), matrix.len().checked_div(n).unwrap_or(0));
     let strip = |first| Strip { data, rows, n, columns: first..n.min(first + width), of: PhantomData };
     (0..n).step_by(width).map(strip).collect()
 }
@@ -36,5 +36,22 @@ impl<T> Strip<'_, T> {
             let start = self.data.add(row * self.n + self.columns.start);
             std::slice::from_raw_parts_mut(start, self.columns.len())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_are_all_columns_once() {
+        let mut matrix = vec![0; 3 * 5];
+        for (i, mut strip) in strips(&mut matrix, 5, 2).into_iter().enumerate() {
+            for row in 0..3 {
+                strip.row(row).iter_mut().for_each(|x| *x += 10 * row + i + 1);
+            }
+        }
+        assert_eq!(matrix, [1, 1, 2, 2, 3, 11, 11, 12, 12, 13, 21, 21, 22, 22, 23]);
+        assert!(strips(&mut [0; 0], 0, 2).is_empty());
     }
 }

@@ -135,6 +135,7 @@ impl<'a> Scales<'a> {
         })
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub fn len(&self) -> usize {
         match self {
             Self::Float32(s) => s.len(),

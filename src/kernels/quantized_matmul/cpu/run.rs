@@ -8,7 +8,9 @@ use super::{avx2, avx512};
 use crate::array::Dtype;
 use crate::error::Result;
 use crate::kernels::path::Path;
-use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product, to_bf16, to_f16};
+use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::product::{to_bf16, to_f16};
 use crate::kernels::{View, ViewMut, math, pool, scratch};
 use crate::ops::{Quantization, QuantizationMode};
 
