@@ -14,7 +14,7 @@ use crate::ops::QuantizationMode;
 /// Rows of `x` that meet codes together, at most.
 const MOST: usize = 8;
 /// Bytes between the codes that are read and those that are fetched, where they are read from end to end.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 /// Columns whose scales are read together, unless they have more groups than a vector has lanes; and columns of several rows of
 /// `x` that stay in the nearest cache while rows of weights pass over them.
 const COLUMNS: usize = 1024;
@@ -37,7 +37,11 @@ pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain
 fn rows_of<C: Bytes>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
     let together = if x.len() > MOST { x.len().div_ceil(2) } else { x.len() };
     match together {
-        1 => product_of::<C, 1>(weights, x, columns, grain),
+        1 => match weights[0].scales {
+            Scales::Bfloat16(_) => product_of_one::<C, bf16>(weights, x, columns, grain),
+            Scales::Float16(_) => product_of_one::<C, f16>(weights, x, columns, grain),
+            _ => product_of::<C, 1>(weights, x, columns, grain),
+        },
         2 => product_of::<C, 2>(weights, x, columns, grain),
         3 => product_of::<C, 3>(weights, x, columns, grain),
         4 => product_of::<C, 4>(weights, x, columns, grain),
@@ -54,12 +58,31 @@ fn product_of<C: Bytes, const M: usize>(
     columns: &mut [f32],
     grain: usize,
 ) {
+    let group = weights[0].how.group_size as usize;
     // SAFETY: this path is taken only where the CPU has these instructions.
-    let inputs: Vec<Input<M>> =
-        x.chunks(M).map(|x| unsafe { Input::new::<C>(x, weights[0].how.group_size as usize) }).collect();
+    let inputs: Vec<Input<M>> = x.chunks(M).map(|x| unsafe { Input::new::<C>(x, group) }).collect();
     columns_of(weights, x, columns, grain, |w, first, columns| {
         // SAFETY: as above.
         unsafe { rows::<C, M>(w, first, &inputs, x.len(), columns) };
+    });
+}
+
+/// As [`product`] of one row, with scales and biases as `T`.
+fn product_of_one<C: Bytes, T: Sixteen>(
+    weights: &[Weights<'_>],
+    x: &[&[f32]],
+    columns: &mut [f32],
+    grain: usize,
+) {
+    // SAFETY: this path is taken only where the CPU has these instructions.
+    let input: Input<1> = unsafe { Input::new::<C>(x, weights[0].how.group_size as usize) };
+    columns_of(weights, x, columns, grain, |w, first, columns| {
+        // SAFETY: as above.
+        unsafe {
+            if !rows_alone::<C, T>(w, first, &input, columns) {
+                rows::<C, 1>(w, first, std::slice::from_ref(&input), 1, columns);
+            }
+        }
     });
 }
 
@@ -168,9 +191,9 @@ struct Input<const M: usize> {
     /// `[steps, M, 2 * VECTORS + 1]`: for each vector of codes the upper bytes and the lower ones, and the middle of the codes
     /// times the sum of each lane of 32 bits, negative.
     lines: Vec<Line>,
-    /// `[parts, M]`: what a multiple stands for.
-    units: Vec<[f32; M]>,
-    /// `[M, groups]`, and zeros up to whole chunks.
+    /// `[M, groups]`, and zeros up to whole chunks: what a multiple stands for.
+    units: [Vec<f32>; M],
+    /// The same of the sums of groups.
     group_sums: [Vec<f32>; M],
     /// Of the steps of columns whose scales are read together.
     lanes: Vec<Lanes>,
@@ -186,11 +209,13 @@ impl<const M: usize> Input<M> {
         let (k, each) = (x[0].len(), 2 * C::VECTORS + 1);
         let steps = PART / (64 * C::VECTORS);
         let mut lines = vec![Line([0; 64]); k.div_ceil(PART) * steps * M * each];
-        let mut units = vec![[0.0; M]; k.div_ceil(PART)];
+        let groups = k / group;
+        let mut units: [Vec<f32>; M] = array::from_fn(|_| vec![0.0; groups + 16]);
         for (m, x) in x.iter().enumerate() {
             for (part, x) in x.chunks(PART).enumerate() {
                 let (unit, multiples) = multiples(x);
-                units[part][m] = unit * C::UNIT;
+                let first = part * PART / group;
+                units[m][first..(first + PART / group).min(groups)].fill(unit * C::UNIT);
                 for (i, multiples) in multiples.chunks_exact(64 * C::VECTORS).enumerate() {
                     let lines = &mut lines[((part * steps + i) * M + m) * each..][..each];
                     // SAFETY: the caller vouches for the CPU.
@@ -198,9 +223,11 @@ impl<const M: usize> Input<M> {
                 }
             }
         }
-        let group_sums = array::from_fn(|m| x.get(m).map_or_else(Vec::new, |x| group_sums(x, group)));
-        let zeros = group_sums[0].len();
-        let group_sums = group_sums.map(|mut sums| (sums.resize(zeros, 0.0), sums).1);
+        let group_sums = array::from_fn(|m| {
+            let mut sums = x.get(m).map_or_else(Vec::new, |x| group_sums(x, group));
+            sums.resize(groups + 16, 0.0);
+            sums
+        });
         let column = |step: usize, lane: usize| (step * 16 + lane) * 4 * C::VECTORS;
         let of = |step| Lanes(array::from_fn(|lane| (column(step, lane) / group) as i32));
         Self { lines, units, group_sums, lanes: (0..COLUMNS / (64 * C::VECTORS)).map(of).collect() }
@@ -323,14 +350,13 @@ unsafe fn four_rows<C: Bytes, const M: usize>(
     totals: &mut [[__m512; M]; 4],
 ) {
     let &Matrix { w, groups, row_bytes, group_shift } = matrix;
-    let (each, per_part) = (2 * C::VECTORS + 1, PART / (64 * C::VECTORS));
-    let together = (COLUMNS >> group_shift).min(16);
-    assert!(start + count <= groups && (start << group_shift).is_multiple_of(PART));
-    assert!(n < w.n && w.codes.len() >= w.n * row_bytes && x.units.len() * PART >= w.k);
-    assert!(x.lines.len() >= x.units.len() * per_part * M * each && w.scales.len() >= w.n * groups);
+    let (each, columns) = (2 * C::VECTORS + 1, 64 * C::VECTORS);
+    let (together, first) = ((COLUMNS >> group_shift).min(16), start << group_shift);
+    assert!(start + count <= groups && first.is_multiple_of(PART));
+    assert!(n < w.n && w.codes.len() >= w.n * row_bytes && w.scales.len() >= w.n * groups);
     assert!(w.biases.is_none_or(|biases| biases.len() >= w.n * groups));
-    assert!(x.group_sums.iter().all(|sums| sums.len() >= start + count + 16));
-    let first = start << group_shift;
+    assert!(x.lines.len() * columns >= w.k * M * each && x.lanes.len() * columns >= together << group_shift);
+    assert!(x.units.iter().chain(&x.group_sums).all(|numbers| numbers.len() >= start + count + 16));
     // The rest of a row may follow later than the next rows.
     let ahead = if count == groups { AHEAD } else { 4 * row_bytes };
     let whole = u64::MAX >> (64 - C::BYTES);
@@ -340,65 +366,146 @@ unsafe fn four_rows<C: Bytes, const M: usize>(
         // SAFETY: the caller vouches for the CPU. A row has codes, scales and biases of `count` groups from `start` on, and
         // `x` has lines, units and sums of them; masked loads keep to what is there. Nothing is read where a prefetch points.
         unsafe {
-            let step = |part: &mut [__m512; M], codes: *const u8, mask, x: *const Line, scales, lanes| {
-                let lanes: *const Lanes = lanes;
-                let codes = C::bytes(match mask {
-                    u64::MAX => _mm512_loadu_si512(codes.cast()),
-                    mask => _mm512_maskz_loadu_epi8(mask, codes.cast()),
-                });
-                let scale = _mm512_permutexvar_ps(_mm512_load_si512((*lanes).0.as_ptr().cast()), scales);
-                for (m, part) in part.iter_mut().enumerate() {
-                    let line = |at: usize| _mm512_load_si512((*x.add(m * each + at)).0.as_ptr().cast());
-                    let (mut upper, mut lower) = (_mm512_setzero_si512(), line(2 * C::VECTORS));
-                    for (v, &codes) in codes.iter().enumerate().take(C::VECTORS) {
-                        upper = _mm512_dpbusd_epi32(upper, codes, line(2 * v));
-                        lower = _mm512_dpbusd_epi32(lower, codes, line(2 * v + 1));
-                    }
-                    let all = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
-                    *part = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, *part);
-                }
-            };
             let mut sums = *totals;
             let mut code = w.codes.as_ptr().add(row * row_bytes + first / 8 * w.how.bits as usize);
-            let mut line = x.lines.as_ptr().add(first / (64 * C::VECTORS) * M * each);
-            let mut unit = x.units.as_ptr().add(first / PART);
+            let mut line = x.lines.as_ptr().add(first / columns * M * each);
             for group in (start..start + count).step_by(together) {
                 let here = together.min(start + count - group);
                 let [scales, biases] = read_groups(w, row * groups + group, u16::MAX >> (16 - here));
+                let numbers = |of: &[Vec<f32>; M], m: usize| _mm512_loadu_ps(of[m].as_ptr().add(group));
                 if w.biases.is_some() {
                     let centred = _mm512_fmadd_ps(middle, scales, biases);
-                    for (sum, sums) in sums.iter_mut().zip(&x.group_sums) {
-                        *sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(sums.as_ptr().add(group)), *sum);
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(centred, numbers(&x.group_sums, m), *sum);
                     }
                 }
-                let (mut lanes, mut left) =
-                    (x.lanes.as_ptr(), (here << group_shift) / 8 * w.how.bits as usize);
-                while left > 0 {
-                    let mut part = [_mm512_setzero_ps(); M];
-                    if left >= per_part * C::BYTES {
-                        for i in 0..per_part {
-                            let code = code.add(i * C::BYTES);
-                            _mm_prefetch::<_MM_HINT_T0>(code.wrapping_add(ahead).cast());
-                            step(&mut part, code, whole, line.add(i * M * each), scales, lanes.add(i));
-                        }
-                    } else {
-                        for i in 0..left.div_ceil(C::BYTES) {
-                            let mask = u64::MAX >> (64 - (left - i * C::BYTES).min(C::BYTES));
-                            let (code, line) = (code.add(i * C::BYTES), line.add(i * M * each));
-                            step(&mut part, code, mask, line, scales, lanes.add(i));
-                        }
+                let scales: [__m512; M] = array::from_fn(|m| _mm512_mul_ps(scales, numbers(&x.units, m)));
+                let step = |sums: &mut [__m512; M], i: usize, mask| {
+                    let code = code.add(i * C::BYTES);
+                    _mm_prefetch::<_MM_HINT_T0>(code.wrapping_add(ahead).cast());
+                    let codes = C::bytes(match mask {
+                        u64::MAX => _mm512_loadu_si512(code.cast()),
+                        mask => _mm512_maskz_loadu_epi8(mask, code.cast()),
+                    });
+                    let lanes = _mm512_load_si512((*x.lanes.as_ptr().add(i)).0.as_ptr().cast());
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        let scale = _mm512_permutexvar_ps(lanes, scales[m]);
+                        *sum =
+                            _mm512_fmadd_ps(in_lanes::<C>(codes, line.add((i * M + m) * each)), scale, *sum);
                     }
-                    for (sum, (part, unit)) in sums.iter_mut().zip(part.iter().zip(&*unit)) {
-                        *sum = _mm512_fmadd_ps(*part, _mm512_set1_ps(*unit), *sum);
-                    }
-                    (code, left) = (code.add(per_part * C::BYTES), left.saturating_sub(per_part * C::BYTES));
-                    (line, unit) = (line.add(per_part * M * each), unit.add(1));
-                    lanes = lanes.add(per_part);
+                };
+                let bytes = (here << group_shift) / 8 * w.how.bits as usize;
+                let steps = bytes / C::BYTES;
+                for i in 0..steps {
+                    step(&mut sums, i, whole);
                 }
+                if bytes > steps * C::BYTES {
+                    step(&mut sums, steps, u64::MAX >> (64 - (bytes - steps * C::BYTES)));
+                }
+                (code, line) = (code.add(bytes), line.add((here << group_shift) / columns * M * each));
             }
             *totals = sums;
         }
     }
+}
+
+/// The products of vectors of codes with their lines of a row, summed in each lane of 32 bits.
+///
+/// # Safety
+/// The CPU must have AVX-512 VNNI; there must be `2 * VECTORS + 1` lines.
+#[inline(always)]
+unsafe fn in_lanes<C: Bytes>(codes: [__m512i; 4], lines: *const Line) -> __m512 {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        let line = |at: usize| _mm512_load_si512((*lines.add(at)).0.as_ptr().cast());
+        let (mut upper, mut lower) = (_mm512_setzero_si512(), line(2 * C::VECTORS));
+        for (v, &codes) in codes.iter().enumerate().take(C::VECTORS) {
+            upper = _mm512_dpbusd_epi32(upper, codes, line(2 * v));
+            lower = _mm512_dpbusd_epi32(lower, codes, line(2 * v + 1));
+        }
+        _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower))
+    }
+}
+
+/// The products of the rows of weights from `first` on with one row of `x`, the same as [`rows`] gives, if scales and biases
+/// are these floats; false if they are not.
+///
+/// # Safety
+/// The CPU must have the features of this path.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn rows_alone<C: Bytes, T: Sixteen>(
+    matrix: &Matrix<'_>,
+    first: usize,
+    x: &Input<1>,
+    columns: &mut [f32],
+) -> bool {
+    let &Matrix { w, groups, row_bytes, group_shift } = matrix;
+    let (Some(scales), Some(biases)) = (T::of(&w.scales), w.biases.as_ref().and_then(T::of)) else {
+        return false;
+    };
+    let each = 2 * C::VECTORS + 1;
+    let together = (COLUMNS >> group_shift).min(16);
+    let rows = first + columns.len();
+    assert!(w.codes.len() >= rows * row_bytes && scales.len().min(biases.len()) >= rows * groups);
+    let step = 64 * C::VECTORS;
+    assert!(x.lines.len() * step >= w.k * each && x.lanes.len() * step >= together << group_shift);
+    assert!(x.units[0].len() >= groups + 16 && x.group_sums[0].len() >= groups + 16);
+    let (units, group_sums) = (x.units[0].as_ptr(), x.group_sums[0].as_ptr());
+    let group_bytes = (w.how.bits as usize) << group_shift >> 3;
+    let middle = _mm512_set1_ps(C::MIDDLE as f32 * C::UNIT);
+    for (i, four) in columns.chunks_mut(4).enumerate() {
+        let mut sums = [_mm256_setzero_ps(); 4];
+        for (r, out) in sums.iter_mut().enumerate().take(four.len()) {
+            let row = first + 4 * i + r;
+            // SAFETY: lengths were checked; masked loads keep to what is there. Nothing is read where a prefetch points.
+            unsafe {
+                let (scales, biases) = (scales.as_ptr().add(row * groups), biases.as_ptr().add(row * groups));
+                let (mut code, mut line) = (w.codes.as_ptr().add(row * row_bytes), x.lines.as_ptr());
+                let mut sum = _mm512_setzero_ps();
+                let mut group = 0;
+                while group < groups {
+                    let here = together.min(groups - group);
+                    let mask = u16::MAX >> (16 - here);
+                    _mm_prefetch::<_MM_HINT_T0>(scales.add(group).wrapping_add(avx2::AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(biases.add(group).wrapping_add(avx2::AHEAD).cast());
+                    let scale = T::sixteen(mask, scales.add(group));
+                    let centred = _mm512_fmadd_ps(middle, scale, T::sixteen(mask, biases.add(group)));
+                    sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(group_sums.add(group)), sum);
+                    let scale = _mm512_mul_ps(scale, _mm512_loadu_ps(units.add(group)));
+                    let step = |sum: &mut __m512, codes: __m512i, line: *const Line, lanes: *const Lanes| {
+                        let lanes = _mm512_load_si512((*lanes).0.as_ptr().cast());
+                        let scale = _mm512_permutexvar_ps(lanes, scale);
+                        *sum = _mm512_fmadd_ps(in_lanes::<C>(C::bytes(codes), line), scale, *sum);
+                    };
+                    let (mut left, mut lanes) = (here * group_bytes, x.lanes.as_ptr());
+                    while left >= 4 * C::BYTES {
+                        for i in 0..4 {
+                            let code = code.add(i * C::BYTES);
+                            _mm_prefetch::<_MM_HINT_T0>(code.wrapping_add(AHEAD).cast());
+                            let codes = match C::BYTES {
+                                64 => _mm512_loadu_si512(code.cast()),
+                                _ => _mm512_maskz_loadu_epi8(u64::MAX >> (64 - C::BYTES), code.cast()),
+                            };
+                            step(&mut sum, codes, line.add(i * each), lanes.add(i));
+                        }
+                        (code, line, lanes) = (code.add(4 * C::BYTES), line.add(4 * each), lanes.add(4));
+                        left -= 4 * C::BYTES;
+                    }
+                    while left > 0 {
+                        let bytes = left.min(C::BYTES);
+                        let codes = _mm512_maskz_loadu_epi8(u64::MAX >> (64 - bytes), code.cast());
+                        step(&mut sum, codes, line, lanes);
+                        (code, line, lanes) = (code.add(bytes), line.add(each), lanes.add(1));
+                        left -= bytes;
+                    }
+                    group += here;
+                }
+                *out = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
+            }
+        }
+        four.iter_mut().zip(sums_of_four(sums)).for_each(|(out, sum)| *out = sum);
+    }
+    true
 }
 
 /// Those scales and biases from `at` on that the mask has, and zeros.
@@ -450,6 +557,9 @@ unsafe fn sixteen<T: Sixteen>(from: &[T], at: usize, mask: __mmask16) -> __m512 
 
 /// Numbers as stored, read sixteen at a time.
 trait Sixteen: Copy {
+    /// The numbers, if they are of this kind.
+    fn of<'a>(numbers: &Scales<'a>) -> Option<&'a [Self]>;
+
     /// Zeros where the mask has none.
     ///
     /// # Safety
@@ -459,6 +569,11 @@ trait Sixteen: Copy {
 
 impl Sixteen for f16 {
     #[inline(always)]
+    fn of<'a>(numbers: &Scales<'a>) -> Option<&'a [f16]> {
+        if let Scales::Float16(numbers) = numbers { Some(numbers) } else { None }
+    }
+
+    #[inline(always)]
     unsafe fn sixteen(mask: __mmask16, from: *const f16) -> __m512 {
         // SAFETY: the caller vouches for it.
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.cast())) }
@@ -466,6 +581,11 @@ impl Sixteen for f16 {
 }
 
 impl Sixteen for bf16 {
+    #[inline(always)]
+    fn of<'a>(numbers: &Scales<'a>) -> Option<&'a [bf16]> {
+        if let Scales::Bfloat16(numbers) = numbers { Some(numbers) } else { None }
+    }
+
     #[inline(always)]
     unsafe fn sixteen(mask: __mmask16, from: *const bf16) -> __m512 {
         // SAFETY: the caller vouches for it.
