@@ -1,5 +1,6 @@
 #include "primitive.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "mlx/allocator.h"
@@ -92,6 +93,16 @@ struct Kernel {
     Vector ins(inputs);
     return returned([&](auto* out) { return c.vmap(c.payload, out, ins.c, axes.data(), axes.size()); });
   }
+
+  // The input that an output begins as, or -1.
+  int in_place(size_t output) const {
+    return output < c.in_place_count ? c.in_place[output] : -1;
+  }
+
+  bool is_in_place(size_t input) const {
+    return std::find(c.in_place, c.in_place + c.in_place_count, static_cast<int>(input)) !=
+        c.in_place + c.in_place_count;
+  }
 };
 
 // What one evaluation needs on the stream's thread. The arrays' memory is kept alive by the evaluation.
@@ -119,9 +130,11 @@ struct Call {
     return lent;
   }
 
-  void clear() const {
-    for (auto& out : outputs) {
-      if (out.nbytes > 0) {
+  // Those in place too, or only the others.
+  void clear(bool all) const {
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      auto& out = outputs[i];
+      if (out.nbytes > 0 && (all || kernel->in_place(i) < 0)) {
         std::memset(out.data, 0, out.nbytes);
       }
     }
@@ -130,12 +143,35 @@ struct Call {
   void run() const {
     auto ins = lend(inputs);
     auto outs = lend(outputs);
-    clear();
+    clear(false);
     std::string message;
     auto& c = kernel->c;
     if (c.run(c.payload, ins.data(), ins.size(), outs.data(), outs.size(), &message)) {
-      clear();
+      clear(true);
       throw std::runtime_error("kernel `" + std::string(c.name) + "`: " + message);
+    }
+  }
+};
+
+// Each output of a primitive holds all inputs. While this lives, only one of them holds input `at`.
+struct HeldOnce {
+  const Arrays& inputs;
+  Arrays& outputs;
+  size_t at;
+
+  HeldOnce(const Arrays& inputs, Arrays& outputs, size_t at) : inputs(inputs), outputs(outputs), at(at) {
+    hold(outputs.front());
+  }
+  HeldOnce(const HeldOnce&) = delete;
+  ~HeldOnce() {
+    hold(inputs[at]);
+  }
+
+  void hold(const array& held) const {
+    for (auto& out : outputs) {
+      if (&out.inputs() != &inputs) {
+        out.inputs()[at] = held;
+      }
     }
   }
 };
@@ -149,7 +185,19 @@ class RustKernel : public Primitive {
     auto& encoder = cpu::get_command_encoder(stream());
     auto call = std::make_shared<Call>();
     call->kernel = kernel_;
+    // First, while nothing here holds an input and keeps its memory from being taken over.
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (int from = kernel_->in_place(i); from >= 0) {
+        HeldOnce held(inputs, outputs, from);
+        auto& in = inputs[from];
+        copy_cpu(in, outputs[i], in.flags().row_contiguous ? CopyType::Vector : CopyType::General, stream());
+      }
+    }
     for (size_t i = 0; i < inputs.size(); ++i) {
+      if (kernel_->is_in_place(i)) {
+        call->inputs.push_back({nullptr, inputs[i].shape(), inputs[i].strides(), inputs[i].dtype(), 0});
+        continue;
+      }
       auto in = inputs[i];
       bool strided = i < 64 && (kernel_->c.strided >> i & 1);
       if (!strided && !in.flags().row_contiguous) {
@@ -159,14 +207,26 @@ class RustKernel : public Primitive {
       encoder.set_input_array(in);
       call->inputs.push_back(Call::view(in));
     }
-    for (auto& out : outputs) {
-      out.set_data(allocator::malloc(out.nbytes()));
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      auto& out = outputs[i];
+      if (kernel_->in_place(i) < 0) {
+        out.set_data(allocator::malloc(out.nbytes()));
+      }
       encoder.set_output_array(out);
       call->outputs.push_back(Call::view(out));
     }
     // Not as a dispatch of the encoder, which would count it: MLX dispatches once more for each operation itself, and
     // waits, and is woken, by that count.
+    bool ahead = kernel_->c.in_place_count > 0;
+    for (int i = 0; ahead && i < 2; ++i) {
+      scheduler::notify_new_task(stream());
+    }
     scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
+    // The memory of an input can be taken over once what was enqueued with it is done. MLX enqueues until ten tasks are not
+    // done; so that it does not get as far ahead as the next use of the same array, such a kernel counts as two of them.
+    for (int i = 0; ahead && i < 2; ++i) {
+      scheduler::enqueue(stream(), [s = stream()] { scheduler::notify_task_completion(s); });
+    }
   }
 
   void eval_gpu(const Arrays&, Arrays&) override {

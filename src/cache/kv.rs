@@ -4,9 +4,25 @@ use super::batch::{right_aligned, rows_from};
 use super::{check_fits, grow, positions, put};
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::kernels::{Chain, Node};
 
 /// Positions by which a cache grows.
 const STEP: i32 = 256;
+
+/// Keys and values with new positions in a chain, which a cache is to keep.
+#[derive(Debug, Clone, Copy)]
+pub struct Appended {
+    /// Outputs of the chain.
+    pub(crate) parts: [Node; 2],
+    /// Positions in all.
+    end: i32,
+}
+
+impl Appended {
+    pub(super) fn end(&self) -> i32 {
+        self.end
+    }
+}
 
 /// Keys and values of all positions, in arrays that grow in steps and are updated in place.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +57,34 @@ impl KvCache {
         self.store = Some([k, v]);
         self.offset = end;
         Ok(seen)
+    }
+
+    /// [`update`](Self::update) in a chain, if there is room: the keys and values to attend to, and what is to be
+    /// [`kept`](Self::keep).
+    pub(super) fn record(
+        &self,
+        chain: &mut Chain,
+        keys: Node,
+        values: Node,
+    ) -> Result<Option<([Node; 2], Appended)>> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let end = self.offset + chain.spec(keys).shape.get(2).copied().unwrap_or(0);
+        let mut parts = [keys, values];
+        let mut seen = parts;
+        for ((part, seen), store) in parts.iter_mut().zip(&mut seen).zip(store) {
+            let room = chain.input(store);
+            match chain.append(room, *part, self.offset)? {
+                Some(grown) => *part = grown,
+                None => return Ok(None),
+            }
+            *seen = chain.slice(*part, 2, [0, end])?;
+        }
+        Ok(Some((seen, Appended { parts, end })))
+    }
+
+    /// Takes what [`record`](Self::record) has promised: keys and values with room, of so many positions.
+    pub(super) fn keep(&mut self, parts: [Array; 2], end: i32) {
+        (self.store, self.offset) = (Some(parts), end);
     }
 
     /// Keys and values of all positions. Fails if there are none.

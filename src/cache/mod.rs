@@ -14,7 +14,7 @@ mod snapshot;
 pub use arrays::ArraysCache;
 pub use batch::Padding;
 pub use chunked::ChunkedKvCache;
-pub use kv::KvCache;
+pub use kv::{Appended, KvCache};
 pub use mask::{Mask, Masks};
 pub use offset::Offset;
 pub use quantized::{QuantizedKeysValues, QuantizedKvCache};
@@ -23,6 +23,7 @@ pub use snapshot::Snapshot;
 
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::kernels::{Chain, Node};
 use crate::ops::Quantization;
 use crate::transforms;
 
@@ -127,6 +128,27 @@ impl LayerCache {
             LayerCache::Arrays(_) | LayerCache::List(_) => return Err(self.not("one of keys and values")),
         };
         Ok(KeysValues { keys, values, quantized: None })
+    }
+
+    /// [`update`](Self::update) in a chain: the keys and values to attend to, and what is to be [`kept`](Self::keep) once
+    /// the chain is applied. `None` where chains do not have it; it is so where there is no room.
+    pub(crate) fn record(
+        &self,
+        chain: &mut Chain,
+        keys: Node,
+        values: Node,
+    ) -> Result<Option<([Node; 2], Appended)>> {
+        match self {
+            LayerCache::Kv(cache) => cache.record(chain, keys, values),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes the arrays of what [`record`](Self::record) has promised.
+    pub(crate) fn keep(&mut self, appended: Appended, parts: [Array; 2]) {
+        if let LayerCache::Kv(cache) = self {
+            cache.keep(parts, appended.end());
+        }
     }
 
     /// Which of the positions that [`update`](Self::update) will return the next `length` ones see: at

@@ -95,7 +95,7 @@ pub fn rope<'a>(
     kernels::rope(x, turn, &offset, periods.as_ref())
 }
 
-fn turn(
+pub(crate) fn turn(
     dims: i32,
     traditional: bool,
     frequencies: RopeFrequencies<'_>,

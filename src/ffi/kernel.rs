@@ -42,6 +42,8 @@ pub(crate) fn bar_from_arrays() {
 struct Payload {
     kernel: Box<dyn CustomKernel>,
     name: CString,
+    /// The input that each output begins as, or -1.
+    in_place: Vec<c_int>,
 }
 
 /// Adds `kernel` to the graph.
@@ -50,13 +52,21 @@ pub(crate) fn apply_kernel(kernel: Box<dyn CustomKernel>, inputs: &[&Array]) -> 
         .map_err(|_| Error::argument("kernel", format!("the name {:?}", kernel.name())))?;
     let strided = (0..inputs.len().min(64)).filter(|&i| kernel.takes_strided(i));
     let strided = strided.fold(0, |bits, i| bits | 1 << i);
+    let mut in_place = Vec::new();
+    for (output, input) in kernel.in_place() {
+        in_place.resize(in_place.len().max(output + 1), -1);
+        in_place[output] = c_int::try_from(input).map_err(|e| Error::argument("kernel", e.to_string()))?;
+    }
     let inputs = VectorArray::new(inputs.iter().copied());
-    let payload = Box::new(Payload { kernel, name });
-    let name = payload.name.as_ptr();
+    let payload = Box::new(Payload { kernel, name, in_place });
+    let (name, in_place) = (payload.name.as_ptr(), payload.in_place.as_ptr());
+    let in_place_count = payload.in_place.len();
     let raw = sys::mlxport_kernel {
         payload: Box::into_raw(payload).cast(),
         name,
         strided,
+        in_place,
+        in_place_count,
         outputs: Some(outputs),
         run: Some(run),
         reference: Some(reference),
@@ -94,7 +104,15 @@ extern "C" fn outputs(
         let (kernel, inputs) = unsafe { (kernel_of(payload), lent(inputs, count)) };
         // SAFETY: as above.
         let inputs: Vec<Spec> = inputs.iter().map(|spec| unsafe { spec_of(spec) }).collect();
-        for Spec { shape, dtype } in kernel.outputs(&inputs)? {
+        let specs = kernel.outputs(&inputs)?;
+        for (output, input) in kernel.in_place() {
+            let (spec, of) = (specs.get(output), inputs.get(input));
+            if spec.is_none() || spec != of {
+                let message = format!("output {output}, {spec:?}, in the place of input {input}, {of:?}");
+                return Err(Error::argument("kernel", message));
+            }
+        }
+        for Spec { shape, dtype } in specs {
             if element_count(&shape).is_none() || shape.len() > i32::MAX as usize {
                 return Err(Error::argument("kernel", format!("an output of shape {shape:?}")));
             }
@@ -119,7 +137,8 @@ extern "C" fn run(
             unsafe { (kernel_of(payload), lent(inputs, input_count), lent(outputs, output_count)) };
         // SAFETY: inputs are computed and nobody writes to them before this call returns.
         let inputs: Vec<View<'_>> = inputs.iter().map(|view| unsafe { view_of(view) }).collect();
-        // SAFETY: outputs are zeroed memory of their own, row-contiguous, that only this call knows.
+        // SAFETY: outputs are memory of their own, row-contiguous, that only this call knows: the input that an output begins as
+        // comes without its memory.
         let mut outputs: Vec<ViewMut<'_>> = outputs.iter().map(|view| unsafe { view_mut_of(view) }).collect();
         kernel.cpu(&inputs, &mut outputs)
     };
@@ -221,14 +240,14 @@ unsafe fn spec_of(spec: &sys::mlxport_spec) -> Spec {
 }
 
 /// # Safety
-/// `view` must be lent by C++, its memory alive and not written to for `'a`.
+/// `view` must be lent by C++, its memory, if it has any, alive and not written to for `'a`.
 unsafe fn view_of<'a>(view: &sys::mlxport_view) -> View<'a> {
     // SAFETY: the caller vouches for it.
     let (shape, strides) =
         unsafe { (lent::<i32>(view.spec.shape, view.spec.ndim), lent::<i64>(view.strides, view.spec.ndim)) };
     let dtype = dtype_of(&view.spec);
-    let (before, after) = extent(shape, strides);
-    let elements = if shape.contains(&0) { 0 } else { before + after + 1 };
+    let (before, after) = if view.data.is_null() { (0, 0) } else { extent(shape, strides) };
+    let elements = if shape.contains(&0) || view.data.is_null() { 0 } else { before + after + 1 };
     let bytes: &[u8] = if elements == 0 {
         &[]
     } else {

@@ -21,6 +21,13 @@ pub trait CustomKernel: Send + Sync + 'static {
     /// Shape and dtype of each output. Fails if the inputs do not fit.
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>>;
 
+    /// Outputs that begin as an input, of the same shape and dtype: pairs of an output and its input. Such an output has
+    /// the input's elements when [`cpu`](Self::cpu) gets it, which gets no elements of the input itself. Where nobody else
+    /// needs the input, its memory becomes that of the output, and nothing is copied.
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
+
     /// Computes the outputs.
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()>;
 

@@ -4,8 +4,11 @@
 //! the CPU, picked at run time by what the machine can do. The operations of [`crate::ops`] use them by
 //! themselves; [`force`] pins one, [`active`] says which runs.
 
+mod add;
+mod append;
 mod attention;
 mod causal_conv;
+mod chain;
 mod custom;
 mod gated;
 mod lanes;
@@ -28,6 +31,7 @@ mod view;
 
 pub(crate) use attention::{Scores, attention, quantized_attention};
 pub(crate) use causal_conv::causal_conv;
+pub use chain::{Chain, Node};
 pub use custom::{CustomKernel, apply};
 pub(crate) use gated::{Unit, gated};
 pub(crate) use matmul::{addmm, gather_mm, matmul};

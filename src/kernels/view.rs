@@ -84,6 +84,11 @@ impl<'a> View<'a> {
         })
     }
 
+    /// The memory from the lowest element to the highest.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// A copy, row-major.
     pub(crate) fn gathered(&self) -> Gathered {
         let (size, count) = (self.dtype.size(), self.size());
@@ -156,6 +161,11 @@ impl<'a, T: Element> ViewRows<'a, T> {
         self.len
     }
 
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        self.shape.iter().rev().skip(1).map(|&size| size as usize).product()
+    }
+
     /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
     pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
         let mut rest = index;
@@ -176,7 +186,7 @@ impl<'a, T: Element> ViewRows<'a, T> {
     }
 }
 
-/// An output of a kernel: plain memory, row-major and zero at first.
+/// An output of a kernel: plain memory, row-major and, unless it is in the place of an input, zero at first.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     bytes: &'a mut [u8],
@@ -197,6 +207,11 @@ impl<'a> ViewMut<'a> {
     /// Type of the elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// The bytes of the elements.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.bytes
     }
 
     /// The elements, row-major. Fails if `T` is not the dtype.

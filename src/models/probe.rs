@@ -46,6 +46,11 @@ pub fn record<R>(f: impl FnOnce() -> R) -> (R, Vec<(String, Array)>) {
     (result, stages)
 }
 
+/// Whether anybody listens.
+pub(super) fn is_recording() -> bool {
+    LISTENING.get()
+}
+
 /// Reports `x` as `name`, below the [`stage`]s that run. Costs nothing when nobody listens: write
 /// `format_args!` for a name with a number in it.
 pub fn probe(name: impl Display, x: &Array) {

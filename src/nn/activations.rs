@@ -96,15 +96,19 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The function at `gate`, times `x`.
-    pub fn gated(self, gate: &Array, x: &Array) -> Result<Array> {
-        let unit = match self {
+    /// What a kernel knows it as.
+    pub(crate) fn unit(self) -> Option<Unit> {
+        match self {
             Activation::Silu => Some(Unit::SILU),
             Activation::GeluTanh => Some(Unit::GELU_TANH),
             Activation::GeluSigmoid => Some(Unit::GELU_SIGMOID),
             _ => None,
-        };
-        match unit.and_then(|unit| kernels::gated(unit, gate, x)) {
+        }
+    }
+
+    /// The function at `gate`, times `x`.
+    pub fn gated(self, gate: &Array, x: &Array) -> Result<Array> {
+        match self.unit().and_then(|unit| kernels::gated(unit, gate, x)) {
             Some(y) => y,
             None => self.apply(gate)? * x,
         }

@@ -4,6 +4,7 @@ use super::Weight;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
+use crate::kernels::{Chain, Node};
 use crate::{ops, parameters};
 
 /// `x W^T + b`. Whether `W` is dense or quantized is the checkpoint's business.
@@ -52,6 +53,26 @@ pub struct Embedding {
 }
 
 parameters!(Embedding { weight: "" });
+
+impl Linear {
+    /// [`forward_all`](Self::forward_all) of a few rows in a chain; `None` where chains do not have it.
+    pub(crate) fn record<const N: usize>(
+        layers: [&Linear; N],
+        chain: &mut Chain,
+        x: Node,
+    ) -> Result<Option<[Node; N]>> {
+        let Some(mut all) = Weight::record_all(&layers.map(|layer| &layer.weight), chain, x)? else {
+            return Ok(None);
+        };
+        for (y, bias) in all.iter_mut().zip(layers.map(|layer| &layer.bias)) {
+            let Some(bias) = bias else { continue };
+            let bias = chain.input(bias);
+            let Some(sum) = chain.add(*y, bias)? else { return Ok(None) };
+            *y = sum;
+        }
+        Ok(all.try_into().ok())
+    }
+}
 
 impl Embedding {
     /// The vectors of `ids`: integers `[...]` to `[..., dims]`. Ids outside the table wrap around.

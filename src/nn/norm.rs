@@ -4,6 +4,7 @@ use super::{Module, join};
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
+use crate::kernels::{Chain, Node};
 use crate::{fast, ops, parameters};
 
 /// Root-mean-square normalisation over the last axis; see [`fast::rms_norm`].
@@ -109,6 +110,18 @@ impl Norm {
         let sum = (x + y)?;
         let normed = self.forward(&sum)?;
         Ok([sum, normed])
+    }
+
+    /// [`forward`](Self::forward) in a chain; `None` where chains do not have it.
+    pub(crate) fn record(&self, chain: &mut Chain, x: Node) -> Result<Option<Node>> {
+        let Some((weight, eps)) = self.rms()? else { return Ok(None) };
+        chain.rms_norm(x, &weight, eps)
+    }
+
+    /// [`forward_sum`](Self::forward_sum) in a chain; `None` where chains do not have it.
+    pub(crate) fn record_sum(&self, chain: &mut Chain, x: Node, y: Node) -> Result<Option<[Node; 2]>> {
+        let Some((weight, eps)) = self.rms()? else { return Ok(None) };
+        chain.add_rms_norm(x, y, &weight, eps)
     }
 
     /// The factor and what is added to the mean square, of an RMS norm with a weight.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::array::{Array, Dtype};
 use crate::cache::Offset;
 use crate::error::{Error, Result};
+use crate::kernels::{Chain, Node};
 use crate::nn::Norm;
 use crate::{fast, ops};
 
@@ -376,6 +377,33 @@ impl Rope {
             }
             _ => self.forward_within(&norm.forward(x)?, offset, expected),
         }
+    }
+
+    /// [`forward_within`](Self::forward_within), or with a norm [`forward_normed`](Self::forward_normed), in a chain; `None`
+    /// where chains do not have it.
+    pub(crate) fn record(
+        &self,
+        chain: &mut Chain,
+        x: Node,
+        norm: Option<&Norm>,
+        offset: &Offset,
+    ) -> Result<Option<Node>> {
+        let norm = match norm.map(Norm::rms).transpose()? {
+            Some(None) => return Ok(None),
+            norm => norm.flatten(),
+        };
+        let frequencies = match &self.speed {
+            Speed::Base(base) => fast::RopeFrequencies::from(*base as f32),
+            Speed::Periods(periods) => fast::RopeFrequencies::from(periods),
+            _ => return Ok(None),
+        };
+        if self.magnitude != 1.0 {
+            return Ok(None);
+        }
+        let (dims, traditional) = (self.dims, self.traditional);
+        let (turn, offset, periods) = fast::turn(dims, traditional, frequencies, self.scale, offset.into())?;
+        let norm = norm.as_ref().map(|(weight, eps)| (weight, *eps));
+        chain.rope(x, norm, turn, &offset, periods.as_ref())
     }
 
     fn magnify(&self, x: &Array) -> Result<Array> {

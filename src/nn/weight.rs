@@ -5,7 +5,7 @@ use super::{Module, Rotation};
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::kernels::{self, Chain, Node};
 use crate::ops::{self, Quantization, QuantizationMode};
 
 /// A matrix `[rows, columns]`, or several of them, `[..., rows, columns]`, dense or quantized along the
@@ -126,6 +126,28 @@ impl Weight {
             }
             Weight::Rotated { weight, rotation } => weight.project(&rotation.forward(x)?),
         }
+    }
+
+    /// [`project`](Self::project) of several weights in a chain; `None` where chains do not have it.
+    pub(crate) fn record_all(weights: &[&Weight], chain: &mut Chain, x: Node) -> Result<Option<Vec<Node>>> {
+        let parts = weights.iter().map(|weight| match weight {
+            Weight::Quantized { weight, scales, biases, how } => {
+                Some(((weight, scales, biases.as_ref()), *how))
+            }
+            _ => None,
+        });
+        let Some(parts) = parts.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let mut all = Vec::with_capacity(parts.len());
+        // Those that are quantized alike read `x` once.
+        for alike in parts.chunk_by(|a, b| a.1 == b.1 && a.0.1.dtype() == b.0.1.dtype()) {
+            let how = alike[0].1;
+            let matrices: Vec<_> = alike.iter().map(|&(parts, _)| parts).collect();
+            match chain.quantized_matmuls(x, &matrices, how)? {
+                Some(made) => all.extend(made),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
     }
 
     /// [`project`](Self::project) of several weights, which read `x` once where they are quantized alike.

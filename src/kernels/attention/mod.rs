@@ -15,6 +15,7 @@ use std::sync::Once;
 
 use self::mask::Visible;
 use self::source::{Coded, Heads, Source};
+use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop};
 use super::path::Path;
 use super::product::Numbers;
@@ -107,8 +108,27 @@ fn run(
     ops::swapaxes(&apply(kernel, inputs)?[0], 1, 2)
 }
 
+impl Chain {
+    /// [`attention`] to all keys, as `[batch, length, heads, value_dims]`; `None` where it is not a case for the kernel.
+    pub(crate) fn attention(
+        &mut self,
+        [q, k, v]: [Node; 3],
+        scale: f32,
+        cap: Option<f32>,
+    ) -> Result<Option<Node>> {
+        let [q_spec, k_spec, v_spec] = [q, k, v].map(|node| self.spec(node));
+        let floats = [k_spec, v_spec].iter().all(|spec| spec.dtype == q_spec.dtype);
+        let scores = Scores { scale, cap, mask: Mask::None, sinks: None };
+        let on_cpu = current_device().kind == DeviceKind::Cpu;
+        let path = path_for(q_spec, &k_spec.shape, &v_spec.shape, &scores, on_cpu);
+        let Some(path) = path.filter(|_| floats) else { return Ok(None) };
+        let kernel = Attention { path, how: None, scale, cap, causal: false, masked: false };
+        Ok(self.push(kernel, [q, k, v])?.first().copied())
+    }
+}
+
 /// The path, if shapes fit and dtypes are read: `here` says whether there is an implementation for the device.
-fn path_for(q: &Array, k: &[i32], v: &[i32], scores: &Scores<'_>, here: bool) -> Option<Path> {
+fn path_for(q: &impl Shaped, k: &[i32], v: &[i32], scores: &Scores<'_>, here: bool) -> Option<Path> {
     let path = math::path();
     let (&[b, heads, length, dims], &[kb, kv_heads, keys, k_dims], &[vb, v_heads, v_keys, value_dims]) =
         (q.shape(), k, v)

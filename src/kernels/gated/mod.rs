@@ -6,6 +6,7 @@ use std::sync::Once;
 
 use half::{bf16, f16};
 
+use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -35,6 +36,19 @@ impl Unit {
 
 /// `unit(gate) * x`, or `None` where it is not a case for the kernel.
 pub(crate) fn gated(unit: Unit, gate: &Array, x: &Array) -> Option<Result<Array>> {
+    let path = path_for(gate, x)?;
+    Some(apply(Gated { path, unit }, [gate, x]).map(|mut outputs| outputs.swap_remove(0)))
+}
+
+impl Chain {
+    /// [`gated`].
+    pub(crate) fn gated(&mut self, unit: Unit, gate: Node, x: Node) -> Result<Option<Node>> {
+        let Some(path) = path_for(self.spec(gate), self.spec(x)) else { return Ok(None) };
+        Ok(self.push(Gated { path, unit }, [gate, x])?.first().copied())
+    }
+}
+
+fn path_for<T: Shaped>(gate: &T, x: &T) -> Option<Path> {
     let path = math::path();
     let float = matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let alike = gate.shape() == x.shape() && gate.dtype() == x.dtype() && x.size() > 0 && x.ndim() > 0;
@@ -43,7 +57,7 @@ pub(crate) fn gated(unit: Unit, gate: &Array, x: &Array) -> Option<Result<Array>
     }
     static FIRST: Once = Once::new();
     FIRST.call_once(|| tracing::info!(kernel = NAME, %path, threads = pool::threads(), "first use"));
-    Some(apply(Gated { path, unit }, [gate, x]).map(|mut outputs| outputs.swap_remove(0)))
+    Some(path)
 }
 
 struct Gated {

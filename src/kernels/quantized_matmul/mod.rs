@@ -19,6 +19,7 @@ pub(crate) use together::quantized_matmuls;
 
 pub(super) use self::cpu::{Matrix, Scales, Weights};
 use self::cpu::{NAME, QuantizedMatmul};
+use super::chain::Shaped;
 use super::path::{Path, active_of, force};
 use super::product::Numbers;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -72,7 +73,7 @@ pub(crate) fn gather_qmm(
 
 /// The path of such a product, unless MLX's own is to be taken.
 fn path_for(
-    x: &Array,
+    x: &impl Shaped,
     w: &Array,
     scales: &Array,
     biases: Option<&Array>,
@@ -91,7 +92,7 @@ fn path_for(
 
 /// Whether these are what the kernel computes: shapes that fit, and dtypes that it reads.
 fn suits(
-    x: &Array,
+    x: &impl Shaped,
     w: &Array,
     scales: &Array,
     biases: Option<&Array>,
@@ -107,7 +108,7 @@ fn suits(
         && x.shape().last().map(|&k| i64::from(k)) == inner
 }
 
-fn is_float(a: &Array) -> bool {
+fn is_float(a: &impl Shaped) -> bool {
     matches!(a.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
 }
 

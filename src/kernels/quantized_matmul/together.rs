@@ -5,7 +5,7 @@ use super::cpu::{Batch, FEW};
 use super::{NAME, QuantizedMatmul, path_for, quantized_matmul};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernels::{CustomKernel, Spec, View, ViewMut, apply};
+use crate::kernels::{Chain, CustomKernel, Node, Spec, View, ViewMut, apply};
 use crate::ops::{self, Quantization};
 
 /// Codes, scales and biases of a matrix.
@@ -27,6 +27,38 @@ pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization)
             apply(Together { single, count: all.len() }, [x].into_iter().chain(arrays))
         }
         _ => all.iter().map(one).collect(),
+    }
+}
+
+impl Chain {
+    /// [`quantized_matmuls`] of a few rows, or `None` where they are not a case for the kernel.
+    pub(crate) fn quantized_matmuls(
+        &mut self,
+        x: Node,
+        all: &[Parts<'_>],
+        how: Quantization,
+    ) -> Result<Option<Vec<Node>>> {
+        let spec = self.spec(x);
+        let paths: Option<Vec<_>> = all
+            .iter()
+            .map(|&(w, scales, biases)| {
+                path_for(spec, w, scales, biases, true, how).filter(|_| w.ndim() == 2)
+            })
+            .collect();
+        let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
+        let rows = spec.shape.split_last().map_or(0, |(_, rows)| rows.iter().product());
+        let path = match paths.as_deref() {
+            Some(&[path, ..]) if alike && (1..=FEW as i32).contains(&rows) => path,
+            _ => return Ok(None),
+        };
+        let arrays = all.iter().flat_map(|&(w, scales, biases)| [w, scales].into_iter().chain(biases));
+        let inputs: Vec<Node> = std::iter::once(x).chain(arrays.map(|array| self.input(array))).collect();
+        let single = QuantizedMatmul { how, path, transpose: true, picked: false };
+        match all.len() {
+            1 => self.push(single, inputs),
+            count => self.push(Together { single, count }, inputs),
+        }
+        .map(Some)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Once;
 
 use half::{bf16, f16};
 
+use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
@@ -57,8 +58,39 @@ pub(crate) fn rms_norm_rope(
     }
 }
 
+impl Chain {
+    /// [`rope`], or with a norm's weight and what is added to the mean square [`rms_norm_rope`]; `None` where it is not a case
+    /// for the kernel.
+    pub(crate) fn rope(
+        &mut self,
+        x: Node,
+        norm: Option<(&Array, f32)>,
+        turn: Turn,
+        offset: &Array,
+        periods: Option<&Array>,
+    ) -> Result<Option<Node>> {
+        let spec = self.spec(x);
+        let norm_fits = norm.is_none_or(|(weight, _)| {
+            weight.ndim() == 1 && weight.shape().last() == spec.shape.last() && weight.dtype() == spec.dtype
+        });
+        let on_cpu = current_device().kind == DeviceKind::Cpu;
+        let path = path_for(spec, turn, offset, periods, on_cpu);
+        let Some(path) = path.filter(|_| norm_fits) else { return Ok(None) };
+        let kernel = Rope { path, turn, eps: norm.map(|(_, eps)| eps) };
+        let rest = [Some(offset), norm.map(|(weight, _)| weight), periods].into_iter().flatten();
+        let inputs: Vec<Node> = std::iter::once(x).chain(rest.map(|array| self.input(array))).collect();
+        Ok(self.push(kernel, inputs)?.first().copied())
+    }
+}
+
 /// The path, unless MLX's own is to be taken: `here` says whether there is an implementation for the device.
-fn path_for(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>, here: bool) -> Option<Path> {
+fn path_for(
+    x: &impl Shaped,
+    turn: Turn,
+    offset: &Array,
+    periods: Option<&Array>,
+    here: bool,
+) -> Option<Path> {
     let path = math::path();
     let float = matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
     let last = x.shape().last().copied().unwrap_or(0);

@@ -7,9 +7,10 @@ use std::sync::Once;
 
 use half::{bf16, f16};
 
+use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
-use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
+use super::{CustomKernel, Spec, View, ViewMut, add, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
@@ -58,21 +59,47 @@ pub(crate) fn softmax(x: &Array) -> Option<Result<Array>> {
     path_for(x, &[]).map(|path| run(Rows { path, op: Op::Softmax }, x, [None, None]))
 }
 
+impl Chain {
+    /// [`rms_norm`], or `None` where it is not a case for the kernel.
+    pub(crate) fn rms_norm(&mut self, x: Node, weight: &Array, eps: f32) -> Result<Option<Node>> {
+        let Some(path) = path_for(self.spec(x), &[Some(weight)]) else { return Ok(None) };
+        let weight = self.input(weight);
+        let outputs = self.push(Rows { path, op: Op::RmsNorm { eps } }, [x, weight])?;
+        Ok(outputs.first().copied())
+    }
+
+    /// [`add_rms_norm`], or `None` where it is not a case for the kernel.
+    pub(crate) fn add_rms_norm(
+        &mut self,
+        x: Node,
+        y: Node,
+        weight: &Array,
+        eps: f32,
+    ) -> Result<Option<[Node; 2]>> {
+        let (x_spec, y_spec) = (self.spec(x), self.spec(y));
+        let alike = y_spec == x_spec && weight.dtype() == x_spec.dtype;
+        let Some(path) = path_for(x_spec, &[Some(weight)]).filter(|_| alike) else { return Ok(None) };
+        let weight = self.input(weight);
+        let outputs = self.push(Rows { path, op: Op::AddRmsNorm { eps } }, [x, weight, y])?;
+        Ok(outputs.try_into().ok())
+    }
+}
+
 fn run(kernel: Rows, x: &Array, more: [Option<&Array>; 2]) -> Result<Array> {
     Ok(apply(kernel, [x].into_iter().chain(more.into_iter().flatten()))?.swap_remove(0))
 }
 
 /// The path for rows of `x`, unless MLX's own is to be taken, as on a GPU.
-fn path_for(x: &Array, more: &[Option<&Array>]) -> Option<Path> {
+fn path_for(x: &impl Shaped, more: &[Option<&Array>]) -> Option<Path> {
     path_with(x, more, current_device().kind == DeviceKind::Cpu)
 }
 
 /// The same where the kernel has an implementation for the device, or not.
-fn path_with(x: &Array, more: &[Option<&Array>], here: bool) -> Option<Path> {
+fn path_with(x: &impl Shaped, more: &[Option<&Array>], here: bool) -> Option<Path> {
     let path = math::path();
-    let float = |x: &Array| matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
-    let fits = |y: &Array| y.ndim() == 1 && float(y) && y.shape().last() == x.shape().last();
-    let case = float(x) && x.size() > 0 && x.ndim() > 0 && more.iter().flatten().all(|y| fits(y));
+    let float = |dtype| matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
+    let fits = |y: &Array| y.ndim() == 1 && float(y.dtype()) && y.shape().last() == x.shape().last();
+    let case = float(x.dtype()) && x.size() > 0 && x.ndim() > 0 && more.iter().flatten().all(|y| fits(y));
     if path == Path::Reference || !case || !here {
         return None;
     }
@@ -136,7 +163,7 @@ impl Rows {
                 for (i, (sum, out)) in sums.chunks_exact_mut(n).zip(out.chunks_exact_mut(n)).enumerate() {
                     let [a, b] = &mut rooms;
                     let (x, y) = (rows.get(piece * grain + i, a), added.get(piece * grain + i, b));
-                    math::run(path, Add { x, y, sum });
+                    math::run(path, add::Row { x, y, sum });
                     math::run(path, RmsNorm { x: sum, weight, eps, out });
                 }
             });
@@ -159,21 +186,6 @@ impl Rows {
             }
         });
         Ok(())
-    }
-}
-
-struct Add<'a, T> {
-    x: &'a [T],
-    y: &'a [T],
-    sum: &'a mut [T],
-}
-
-impl<T: Number> Loop for Add<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        math::zip(self.x, self.y, self.sum, L::add);
     }
 }
 

@@ -4,10 +4,10 @@ use serde::Deserialize;
 
 use super::Mixer;
 use crate::array::{Array, Dtype};
-use crate::cache::{KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
+use crate::cache::{Appended, KeysValues, LayerCache, Mask, Masks, Offset, QuantizedKeysValues};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Scores};
+use crate::kernels::{self, Chain, Node, Scores};
 use crate::nn::{Linear, Module, Norm, QueryGrowth, Rope, join};
 use crate::{fast, ops};
 
@@ -253,6 +253,44 @@ fn three(parts: Vec<Array>) -> Result<[Array; 3]> {
 impl Mixer for Attention {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         self.o_proj.forward(&self.heads_of(x, masks, cache)?)
+    }
+
+    fn record(
+        &self,
+        chain: &mut Chain,
+        x: Node,
+        masks: &mut Masks,
+        cache: &LayerCache,
+    ) -> Result<Option<(Node, Appended)>> {
+        let plain = self.clip.is_none() && self.sinks.is_none() && self.v_norm.is_none();
+        let in_order = !self.norms_after_rope && !self.norms_all_heads && self.growth.is_none();
+        let (Qkv::Separate([q, k, v]), true, None) = (&self.qkv, plain && in_order, self.chunk) else {
+            return Ok(None);
+        };
+        let &[batch, 1, _] = &chain.spec(x).shape[..] else { return Ok(None) };
+        if !matches!(masks.of(cache, self.window)?, Mask::None) {
+            return Ok(None);
+        }
+        let Some([q, k, v]) = Linear::record([q, k, v], chain, x)? else { return Ok(None) };
+        let mut heads = |node: Node, heads: i32| {
+            let width = chain.spec(node).shape[2];
+            chain.reshape(node, &[batch, heads, 1, width / heads])
+        };
+        let [q, k, v] = [heads(q, self.heads)?, heads(k, self.kv_heads)?, heads(v, self.kv_heads)?];
+        let offset = cache.offset();
+        let mut place = |node: Node, norm: Option<&Norm>| match (&self.rope, norm) {
+            (Some(rope), norm) => rope.record(chain, node, norm, &offset),
+            (None, Some(norm)) => norm.record(chain, node),
+            (None, None) => Ok(Some(node)),
+        };
+        let Some(q) = place(q, self.q_norm.as_ref())? else { return Ok(None) };
+        let Some(k) = place(k, self.k_norm.as_ref())? else { return Ok(None) };
+        let Some(([keys, values], appended)) = cache.record(chain, k, v)? else { return Ok(None) };
+        let Some(out) = chain.attention([q, keys, values], self.scale, self.cap)? else { return Ok(None) };
+        let width = chain.spec(out).shape[2..].iter().product();
+        let out = chain.reshape(out, &[batch, 1, width])?;
+        let Some([out]) = Linear::record([&self.o_proj], chain, out)? else { return Ok(None) };
+        Ok(Some((out, appended)))
     }
 
     fn make_cache(&self) -> Option<LayerCache> {

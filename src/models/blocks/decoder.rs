@@ -4,10 +4,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use crate::array::Array;
-use crate::cache::{Cache, LayerCache, Masks};
+use crate::cache::{Appended, Cache, LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
 use crate::error::{Error, Result};
-use crate::models::{LanguageModel, stage};
+use crate::kernels::{Chain, Node};
+use crate::models::{LanguageModel, probe, stage};
 use crate::nn::{Embedding, Linear, Module, Norm, join};
 use crate::parameters;
 
@@ -15,6 +16,18 @@ use crate::parameters;
 pub trait Mixer: Module + std::fmt::Debug {
     /// `[batch, length, dims]` to the same shape.
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array>;
+
+    /// The same of one position of each sequence in a chain, and what the cache is to keep of it. `None` where it is not a
+    /// case for chains, and by default.
+    fn record(
+        &self,
+        _chain: &mut Chain,
+        _x: Node,
+        _masks: &mut Masks,
+        _cache: &LayerCache,
+    ) -> Result<Option<(Node, Appended)>> {
+        Ok(None)
+    }
 
     /// An empty memory for it; `None` if it has none.
     fn make_cache(&self) -> Option<LayerCache>;
@@ -24,6 +37,11 @@ pub trait Mixer: Module + std::fmt::Debug {
 pub trait FeedForward: Module + std::fmt::Debug {
     /// `[..., dims]` to the same shape.
     fn forward(&self, x: &Array) -> Result<Array>;
+
+    /// The same of one position of each sequence in a chain; `None` where it is not a case for chains, and by default.
+    fn record(&self, _chain: &mut Chain, _x: Node) -> Result<Option<Node>> {
+        Ok(None)
+    }
 }
 
 /// A layer of a [`Decoder`].
@@ -99,10 +117,50 @@ impl<A: Mixer, F: FeedForward> Block<A, F> {
     fn branch(&self, x: Array) -> Result<Array> {
         self.residual_scale.map_or(Ok(x.clone()), |scale| &x * scale)
     }
+
+    /// The whole layer for one position of each sequence, as a chain, or as one of its mixer and the rest one by one; `None`
+    /// where it is not a case for chains. Nothing in between can be watched.
+    fn chained(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Option<Array>> {
+        let (Some(norm2), Order::Sequential, None, &[_, 1, _]) =
+            (&self.norm2, self.order, self.residual_scale, x.shape())
+        else {
+            return Ok(None);
+        };
+        if probe::is_recording() {
+            return Ok(None);
+        }
+        let mut chain = Chain::new();
+        let x = chain.input(x);
+        let Some(normed) = self.norm1.record(&mut chain, x)? else { return Ok(None) };
+        let Some((mixed, appended)) = self.mixer.record(&mut chain, normed, masks, cache)? else {
+            return Ok(None);
+        };
+        let Some([h, normed]) = norm2.record_sum(&mut chain, x, mixed)? else { return Ok(None) };
+        let whole = match self.mlp.record(&mut chain, normed)? {
+            Some(fed) => chain.add(h, fed)?,
+            None => None,
+        };
+        let [keys, values] = appended.parts;
+        let outputs = match whole {
+            Some(out) => chain.apply(&[keys, values, out])?,
+            None => chain.apply(&[keys, values, h, normed])?,
+        };
+        let [keys, values, rest @ ..] = &outputs[..] else {
+            return Err(Error::argument("chain", format!("{} outputs", outputs.len())));
+        };
+        cache.keep(appended, [keys.clone(), values.clone()]);
+        match rest {
+            [h, normed] => (h + self.mlp.forward(normed)?).map(Some),
+            rest => Ok(rest.first().cloned()),
+        }
+    }
 }
 
 impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
+        if let Some(out) = self.chained(x, masks, cache)? {
+            return Ok(out);
+        }
         let normed = self.norm1.forward(x)?;
         let mixed = stage(self.names.mixer, || self.mixer.forward(&normed, masks, cache))?;
         let mixed = self.branch(mixed)?;
@@ -139,6 +197,15 @@ impl<M: Mixer + ?Sized> Mixer for Box<M> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         (**self).forward(x, masks, cache)
     }
+    fn record(
+        &self,
+        chain: &mut Chain,
+        x: Node,
+        masks: &mut Masks,
+        cache: &LayerCache,
+    ) -> Result<Option<(Node, Appended)>> {
+        (**self).record(chain, x, masks, cache)
+    }
     fn make_cache(&self) -> Option<LayerCache> {
         (**self).make_cache()
     }
@@ -156,6 +223,9 @@ impl<L: DecoderLayer + ?Sized> DecoderLayer for Box<L> {
 impl<F: FeedForward + ?Sized> FeedForward for Box<F> {
     fn forward(&self, x: &Array) -> Result<Array> {
         (**self).forward(x)
+    }
+    fn record(&self, chain: &mut Chain, x: Node) -> Result<Option<Node>> {
+        (**self).record(chain, x)
     }
 }
 

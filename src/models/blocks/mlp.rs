@@ -9,6 +9,7 @@ use super::FeedForward;
 use crate::array::Array;
 use crate::checkpoint::Weights;
 use crate::error::Result;
+use crate::kernels::{Chain, Node, Unit};
 use crate::nn::activations::Activation;
 use crate::nn::{Linear, Module, join};
 use crate::ops;
@@ -40,6 +41,8 @@ pub struct Mlp {
     gate_up: GateUp,
     down_proj: Linear,
     act: Gated,
+    /// The same, if a kernel knows it.
+    unit: Option<Unit>,
 }
 
 #[derive(Debug, Clone)]
@@ -96,12 +99,13 @@ impl Mlp {
 
     fn of(w: &Weights, names: MlpNames, gate_up: GateUp, sizes: [i32; 2], act: Activation) -> Result<Self> {
         let down_proj = w.linear(names.down, sizes[1], sizes[0])?;
-        Ok(Self { names, gate_up, down_proj, act: Gated::new(move |gate, x| act.gated(gate, x)) })
+        let (gated, unit) = (Gated::new(move |gate, x| act.gated(gate, x)), act.unit());
+        Ok(Self { names, gate_up, down_proj, act: gated, unit })
     }
 
     /// With another unit than `act(gate) * up`: a function of the gate and of what it gates.
     pub fn with(self, act: impl Fn(&Array, &Array) -> Result<Array> + 'static) -> Self {
-        Self { act: Gated::new(act), ..self }
+        Self { act: Gated::new(act), unit: None, ..self }
     }
 }
 
@@ -135,6 +139,24 @@ impl FeedForward for Mlp {
             GateUp::Joined(both) => ops::exactly(ops::split(&both.forward(x)?, 2, -1)?)?,
         };
         self.down_proj.forward(&self.act.apply(&gate, &up)?)
+    }
+
+    fn record(&self, chain: &mut Chain, x: Node) -> Result<Option<Node>> {
+        let Some(unit) = self.unit else { return Ok(None) };
+        let parts = match &self.gate_up {
+            GateUp::Separate([gate, up]) => Linear::record([gate, up], chain, x)?,
+            GateUp::Joined(both) => match Linear::record([both], chain, x)? {
+                Some([both]) => {
+                    let (axis, width) = (2, chain.spec(both).shape[2]);
+                    let gate = chain.slice(both, axis, [0, width / 2])?;
+                    Some([gate, chain.slice(both, axis, [width / 2, width])?])
+                }
+                None => None,
+            },
+        };
+        let Some([gate, up]) = parts else { return Ok(None) };
+        let Some(gated) = chain.gated(unit, gate, up)? else { return Ok(None) };
+        Ok(Linear::record([&self.down_proj], chain, gated)?.map(|[down]| down))
     }
 }
 

@@ -1,0 +1,378 @@
+//! Kernels that run one after the other as one operation of MLX's graph. An array of the graph takes several microseconds to make,
+//! to order and to free, as long as many a kernel of a single token does: those of a layer as one operation take them once.
+//!
+//! A chain gives bit for bit what its kernels give one by one.
+
+use std::mem;
+use std::sync::Arc;
+
+use super::{CustomKernel, Spec, View, ViewMut, apply};
+use crate::array::{Array, Dtype};
+use crate::error::{Error, Result};
+use crate::ops;
+
+const NAME: &str = "chain";
+
+/// What has a shape and a dtype.
+pub(super) trait Shaped {
+    fn shape(&self) -> &[i32];
+    fn dtype(&self) -> Dtype;
+
+    fn ndim(&self) -> usize {
+        self.shape().len()
+    }
+
+    fn size(&self) -> usize {
+        self.shape().iter().map(|&size| size as usize).product()
+    }
+}
+
+impl Shaped for Array {
+    fn shape(&self) -> &[i32] {
+        Array::shape(self)
+    }
+
+    fn dtype(&self) -> Dtype {
+        Array::dtype(self)
+    }
+}
+
+impl Shaped for Spec {
+    fn shape(&self) -> &[i32] {
+        &self.shape
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+}
+
+/// An array that a chain gets or makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node(usize);
+
+/// Kernels that run one after the other as one operation of the graph, each with what it takes from those before it. That saves
+/// what an array between them would cost, which is more than a kernel of a single token takes. The results are bit for bit those
+/// of the kernels one by one.
+#[derive(Default)]
+pub struct Chain {
+    inputs: Vec<Array>,
+    links: Links,
+}
+
+#[derive(Default)]
+struct Links {
+    steps: Vec<Step>,
+    values: Vec<Value>,
+    /// How many pieces of memory there are.
+    memories: usize,
+}
+
+struct Step {
+    kernel: Arc<dyn CustomKernel>,
+    inputs: Vec<Node>,
+    outputs: Vec<Node>,
+}
+
+/// What a [`Node`] is, and where in memory.
+struct Value {
+    from: From,
+    spec: Spec,
+    memory: usize,
+    /// Where in it the first element is.
+    origin: usize,
+    strides: Vec<i64>,
+}
+
+enum From {
+    Input(usize),
+    Output { step: usize, index: usize },
+    Reshaped(Node),
+    Sliced { of: Node, axis: usize, range: [i32; 2] },
+}
+
+impl Chain {
+    /// No kernels yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An array from outside.
+    pub fn input(&mut self, array: &Array) -> Node {
+        self.inputs.push(array.clone());
+        let spec = Spec { shape: array.shape().to_vec(), dtype: array.dtype() };
+        self.links.made(From::Input(self.inputs.len() - 1), spec)
+    }
+
+    /// Shape and dtype.
+    pub fn spec(&self, node: Node) -> &Spec {
+        &self.links.values[node.0].spec
+    }
+
+    /// The outputs of `kernel`. Fails if the inputs do not fit, and for parts of arrays that it takes whole only.
+    pub fn push(
+        &mut self,
+        kernel: impl CustomKernel,
+        inputs: impl IntoIterator<Item = Node>,
+    ) -> Result<Vec<Node>> {
+        let inputs: Vec<Node> = inputs.into_iter().collect();
+        let specs: Vec<Spec> = inputs.iter().map(|&node| self.spec(node).clone()).collect();
+        for (i, node) in inputs.iter().enumerate() {
+            let value = &self.links.values[node.0];
+            if value.strides != row_major(&value.spec.shape) && !kernel.takes_strided(i) {
+                let message = format!("`{}` takes no part of an array", kernel.name());
+                return Err(Error::argument(NAME, message));
+            }
+        }
+        let step = self.links.steps.len();
+        let outputs = kernel.outputs(&specs)?.into_iter().enumerate();
+        let outputs: Vec<Node> =
+            outputs.map(|(index, spec)| self.links.made(From::Output { step, index }, spec)).collect();
+        self.links.steps.push(Step { kernel: Arc::new(kernel), inputs, outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    /// The same elements in another shape. Fails for a part of an array, and if the sizes differ.
+    pub fn reshape(&mut self, node: Node, shape: &[i32]) -> Result<Node> {
+        let value = &self.links.values[node.0];
+        let spec = Spec { shape: shape.to_vec(), dtype: value.spec.dtype };
+        if value.strides != row_major(&value.spec.shape) || spec.size() != value.spec.size() {
+            return Err(Error::argument(NAME, format!("{:?} as {shape:?}", value.spec.shape)));
+        }
+        let (memory, origin, strides) = (value.memory, value.origin, row_major(shape));
+        Ok(self.links.add(Value { from: From::Reshaped(node), spec, memory, origin, strides }))
+    }
+
+    /// The indices of an axis from the first of `range` to before the second. Fails where there are none such.
+    pub fn slice(&mut self, node: Node, axis: usize, range: [i32; 2]) -> Result<Node> {
+        let value = &self.links.values[node.0];
+        let [start, stop] = range;
+        if value.spec.shape.get(axis).is_none_or(|&size| !(0 <= start && start < stop && stop <= size)) {
+            return Err(Error::argument(NAME, format!("{range:?} of axis {axis} of {:?}", value.spec.shape)));
+        }
+        let mut spec = value.spec.clone();
+        spec.shape[axis] = stop - start;
+        let (memory, strides) = (value.memory, value.strides.clone());
+        let origin = value.origin + start as usize * strides[axis] as usize;
+        Ok(self.links.add(Value {
+            from: From::Sliced { of: node, axis, range },
+            spec,
+            memory,
+            origin,
+            strides,
+        }))
+    }
+
+    /// These outputs of kernels, not yet computed, on the stream of the current scope. Fails for a kernel with an output in
+    /// the place of an input, unless that is an input of the chain, and the output one of these.
+    pub fn apply(self, outputs: &[Node]) -> Result<Vec<Array>> {
+        let Self { inputs, links } = self;
+        let mut in_place = Vec::new();
+        for step in &links.steps {
+            for (output, input) in step.kernel.in_place() {
+                let output = outputs.iter().position(|&node| node == step.outputs[output]);
+                let (Some(output), From::Input(input)) = (output, &links.values[step.inputs[input].0].from)
+                else {
+                    let message = format!("`{}` works in the place of what is not there", step.kernel.name());
+                    return Err(Error::argument(NAME, message));
+                };
+                in_place.push((output, *input));
+            }
+        }
+        if !outputs.iter().all(|node| matches!(links.values[node.0].from, From::Output { .. })) {
+            return Err(Error::argument(NAME, "an output that no kernel makes"));
+        }
+        apply(Chained { links, outputs: outputs.to_vec(), in_place }, &inputs)
+    }
+}
+
+impl Links {
+    fn add(&mut self, value: Value) -> Node {
+        self.values.push(value);
+        Node(self.values.len() - 1)
+    }
+
+    /// With memory of its own.
+    fn made(&mut self, from: From, spec: Spec) -> Node {
+        let strides = row_major(&spec.shape);
+        self.memories += 1;
+        self.add(Value { from, spec, memory: self.memories - 1, origin: 0, strides })
+    }
+
+    fn view<'a>(&'a self, node: Node, rooms: &'a [Room<'_>]) -> View<'a> {
+        let Value { spec, memory, origin, strides, .. } = &self.values[node.0];
+        let (bytes, size) = (rooms[*memory].bytes(), spec.dtype.size());
+        let reach =
+            spec.shape.iter().zip(strides).map(|(&size, &stride)| (size as usize - 1) * stride as usize);
+        let bytes = match spec.size() {
+            0 => &[],
+            // An input that an output is in the place of has no memory.
+            _ => bytes.get(origin * size..(origin + reach.sum::<usize>() + 1) * size).unwrap_or(&[]),
+        };
+        View::new(bytes, 0, &spec.shape, strides, spec.dtype)
+    }
+}
+
+fn row_major(shape: &[i32]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..strides.len()).rev() {
+        strides[i - 1] = strides[i] * i64::from(shape[i]);
+    }
+    strides
+}
+
+/// A piece of memory.
+enum Room<'a> {
+    /// Of a kernel that has not run, or that runs.
+    Away,
+    Input(View<'a>),
+    /// Of an output of the chain.
+    Lent(&'a mut [u8]),
+    Own(Vec<u64>, usize),
+}
+
+impl Room<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Room::Away => &[],
+            Room::Input(view) => view.bytes(),
+            Room::Lent(bytes) => bytes,
+            Room::Own(words, len) => &bytemuck::cast_slice(words)[..*len],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Room::Away | Room::Input(_) => &mut [],
+            Room::Lent(bytes) => bytes,
+            Room::Own(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
+        }
+    }
+}
+
+/// A chain as a kernel.
+struct Chained {
+    links: Links,
+    outputs: Vec<Node>,
+    in_place: Vec<(usize, usize)>,
+}
+
+impl CustomKernel for Chained {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let values = &self.links.values;
+        let recorded = values.iter().filter(|value| matches!(value.from, From::Input(_)));
+        if !recorded.map(|value| &value.spec).eq(inputs) {
+            return Err(Error::argument(
+                NAME,
+                format!("other inputs than those it was made for: {inputs:?}"),
+            ));
+        }
+        Ok(self.outputs.iter().map(|node| values[node.0].spec.clone()).collect())
+    }
+
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        self.in_place.clone()
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
+        let Links { steps, values, memories } = &self.links;
+        let mut rooms: Vec<Room<'_>> = (0..*memories).map(|_| Room::Away).collect();
+        for value in values {
+            if let From::Input(input) = value.from {
+                rooms[value.memory] = Room::Input(inputs[input]);
+            }
+        }
+        for (node, output) in self.outputs.iter().zip(outputs) {
+            rooms[values[node.0].memory] = Room::Lent(output.bytes_mut());
+        }
+        for step in steps {
+            let mut made: Vec<Room<'_>> = step
+                .outputs
+                .iter()
+                .map(|node| {
+                    let Value { spec, memory, .. } = &values[node.0];
+                    match mem::replace(&mut rooms[*memory], Room::Away) {
+                        Room::Away => {
+                            let len = spec.size() * spec.dtype.size();
+                            Room::Own(vec![0; len.div_ceil(8)], len)
+                        }
+                        lent => lent,
+                    }
+                })
+                .collect();
+            let views: Vec<View<'_>> =
+                step.inputs.iter().map(|&node| self.links.view(node, &rooms)).collect();
+            let outputs = made.iter_mut().zip(&step.outputs).map(|(room, node)| {
+                let spec = &values[node.0].spec;
+                ViewMut::new(room.bytes_mut(), &spec.shape, spec.dtype)
+            });
+            step.kernel.cpu(&views, &mut outputs.collect::<Vec<_>>())?;
+            for (room, node) in made.into_iter().zip(&step.outputs) {
+                rooms[values[node.0].memory] = room;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kernel by kernel.
+    fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+        let Links { steps, values, .. } = &self.links;
+        let mut arrays: Vec<Array> = Vec::with_capacity(values.len());
+        let mut made: Vec<Vec<Array>> = Vec::with_capacity(steps.len());
+        for value in values {
+            let array = match value.from {
+                From::Input(input) => inputs[input].clone(),
+                From::Reshaped(of) => ops::reshape(&arrays[of.0], &value.spec.shape)?,
+                From::Sliced { of, axis, range: [start, stop] } => {
+                    let mut from = vec![0; value.spec.shape.len()];
+                    let mut to = arrays[of.0].shape().to_vec();
+                    (from[axis], to[axis]) = (start, stop);
+                    ops::slice(&arrays[of.0], &from, &to, &vec![1; from.len()])?
+                }
+                From::Output { step, index } => {
+                    if index == 0 {
+                        let Step { kernel, inputs, .. } = &steps[step];
+                        made.push(apply(kernel.clone(), inputs.iter().map(|node| &arrays[node.0]))?);
+                    }
+                    made[step][index].clone()
+                }
+            };
+            arrays.push(array);
+        }
+        Ok(self.outputs.iter().map(|node| arrays[node.0].clone()).collect())
+    }
+}
+
+impl CustomKernel for Arc<dyn CustomKernel> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        (**self).outputs(inputs)
+    }
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        (**self).in_place()
+    }
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
+        (**self).cpu(inputs, outputs)
+    }
+    fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
+        (**self).metal(inputs)
+    }
+    fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+        (**self).reference(inputs)
+    }
+    fn vjp(&self, inputs: &[Array], cotangents: &[Array], argnums: &[i32]) -> Result<Option<Vec<Array>>> {
+        (**self).vjp(inputs, cotangents, argnums)
+    }
+    fn vmap(&self, inputs: &[Array], axes: &[Option<i32>]) -> Result<Option<Vec<Array>>> {
+        (**self).vmap(inputs, axes)
+    }
+    fn takes_strided(&self, index: usize) -> bool {
+        (**self).takes_strided(index)
+    }
+}
