@@ -2,6 +2,7 @@
 
 mod attention;
 mod causal_conv;
+mod chain;
 mod custom;
 mod matmul;
 mod quantized_matmul;

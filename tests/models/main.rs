@@ -3,6 +3,7 @@
 mod batches;
 mod bundled;
 mod caches;
+mod chains;
 #[cfg(feature = "cli")]
 mod cli;
 mod forward;

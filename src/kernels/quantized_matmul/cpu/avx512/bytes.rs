@@ -503,7 +503,11 @@ unsafe fn rows_alone<C: Bytes, T: Sixteen>(
                 *out = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
             }
         }
-        four.iter_mut().zip(sums_of_four(sums)).for_each(|(out, sum)| *out = sum);
+        let sums = sums_of_four(sums);
+        match <&mut [f32; 4]>::try_from(&mut *four) {
+            Ok(four) => *four = sums,
+            Err(_) => four.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
+        }
     }
     true
 }
