@@ -15,6 +15,10 @@
 #include "mlx/transforms.h"
 #include "mlx/transforms_impl.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #undef mlx_error
 #define mlx_error(message) _mlx_error(__FILE__, __LINE__, "%s", message)
 
@@ -130,11 +134,11 @@ struct Call {
     return lent;
   }
 
-  // Those in place too, or only the others.
+  // All of them, or only those that are to be zero at first.
   void clear(bool all) const {
     for (size_t i = 0; i < outputs.size(); ++i) {
       auto& out = outputs[i];
-      if (out.nbytes > 0 && (all || kernel->in_place(i) < 0)) {
+      if (out.nbytes > 0 && (all || (!kernel->c.fills && kernel->in_place(i) < 0))) {
         std::memset(out.data, 0, out.nbytes);
       }
     }
@@ -176,6 +180,19 @@ struct HeldOnce {
   }
 };
 
+// Lets the system give large memory in large pages: small ones come one by one, which takes longer than many a kernel.
+void in_large_pages(const array& out) {
+#ifdef __linux__
+  constexpr size_t page = 2 << 20;
+  auto data = reinterpret_cast<uintptr_t>(out.data<char>());
+  auto first = (data + page - 1) / page * page, end = (data + out.nbytes()) / page * page;
+  if (out.nbytes() >= 4 * page && first < end) {
+    // A wish: without it the memory is the same.
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  }
+#endif
+}
+
 class RustKernel : public Primitive {
  public:
   RustKernel(Stream stream, std::shared_ptr<const Kernel> kernel)
@@ -211,6 +228,7 @@ class RustKernel : public Primitive {
       auto& out = outputs[i];
       if (kernel_->in_place(i) < 0) {
         out.set_data(allocator::malloc(out.nbytes()));
+        in_large_pages(out);
       }
       encoder.set_output_array(out);
       call->outputs.push_back(Call::view(out));

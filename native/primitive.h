@@ -1,6 +1,7 @@
 // A primitive whose CPU implementation is a function of the caller.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,13 +33,15 @@ typedef struct mlxport_kernel_ {
   const char* name;
   // Bit i: input i may come with any strides. The others are made row-contiguous.
   uint64_t strided;
+  // Whether `run` writes every element, so that outputs need not be zero.
+  bool fills;
   // Output i begins as input `in_place[i]`, whose memory it takes over where nobody else needs it; as zeros if that is -1,
   // or beyond the count. Such an input is lent without its memory. They live as long as the payload.
   const int* in_place;
   size_t in_place_count;
   // Calls mlxport_push_spec(out, ...) for each output. Returns 0, or 1 after keeping an error.
   int (*outputs)(void* payload, const mlxport_spec* inputs, size_t count, void* out);
-  // Fills the outputs, which are row-contiguous and, but for those in place, zero. Returns 0, or 1 after mlxport_set_message(message, ...).
+  // Fills the outputs, which are row-contiguous and, unless it `fills` them or they are in place, zero. Returns 0, or 1 after mlxport_set_message(message, ...).
   int (*run)(
       void* payload,
       const mlxport_view* inputs,

@@ -52,6 +52,7 @@ pub(crate) fn apply_kernel(kernel: Box<dyn CustomKernel>, inputs: &[&Array]) -> 
         .map_err(|_| Error::argument("kernel", format!("the name {:?}", kernel.name())))?;
     let strided = (0..inputs.len().min(64)).filter(|&i| kernel.takes_strided(i));
     let strided = strided.fold(0, |bits, i| bits | 1 << i);
+    let fills = kernel.fills();
     let mut in_place = Vec::new();
     for (output, input) in kernel.in_place() {
         in_place.resize(in_place.len().max(output + 1), -1);
@@ -65,6 +66,7 @@ pub(crate) fn apply_kernel(kernel: Box<dyn CustomKernel>, inputs: &[&Array]) -> 
         payload: Box::into_raw(payload).cast(),
         name,
         strided,
+        fills,
         in_place,
         in_place_count,
         outputs: Some(outputs),
@@ -140,6 +142,12 @@ extern "C" fn run(
         // SAFETY: outputs are memory of their own, row-contiguous, that only this call knows: the input that an output begins as
         // comes without its memory.
         let mut outputs: Vec<ViewMut<'_>> = outputs.iter().map(|view| unsafe { view_mut_of(view) }).collect();
+        if cfg!(debug_assertions) && kernel.fills() {
+            // Whoever says so and does not is found out.
+            let in_place = kernel.in_place();
+            let fresh = |i: &usize| in_place.iter().all(|(output, _)| output != i);
+            (0..outputs.len()).filter(fresh).for_each(|i| outputs[i].bytes_mut().fill(0xff));
+        }
         kernel.cpu(&inputs, &mut outputs)
     };
     let failed = match catch_unwind(AssertUnwindSafe(|| without_arrays(body))) {

@@ -86,6 +86,10 @@ impl CustomKernel for Add {
         true
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let (inputs, out) = ([&inputs[0], &inputs[1]], &mut outputs[0]);
         match out.dtype() {

@@ -54,6 +54,10 @@ impl CustomKernel for Append {
         vec![(0, 0)]
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let (new, out) = (&inputs[1], &mut outputs[0]);
         let &[_, _, length, dims] = new.shape() else { return Ok(()) };

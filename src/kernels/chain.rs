@@ -278,6 +278,10 @@ impl CustomKernel for Chained {
         self.in_place.clone()
     }
 
+    fn fills(&self) -> bool {
+        self.links.steps.iter().all(|step| step.kernel.fills())
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let Links { steps, values, memories } = &self.links;
         let mut rooms: Vec<Room<'_>> = (0..*memories).map(|_| Room::Away).collect();
@@ -359,6 +363,9 @@ impl CustomKernel for Arc<dyn CustomKernel> {
     }
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         (**self).cpu(inputs, outputs)
+    }
+    fn fills(&self) -> bool {
+        (**self).fills()
     }
     fn metal(&self, inputs: &[Array]) -> Option<Result<Vec<Array>>> {
         (**self).metal(inputs)

@@ -28,6 +28,12 @@ pub trait CustomKernel: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether [`cpu`](Self::cpu) writes every element of every output: then they are not made zero first, and hold anything
+    /// (without optimisation, bytes of 255).
+    fn fills(&self) -> bool {
+        false
+    }
+
     /// Computes the outputs.
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()>;
 

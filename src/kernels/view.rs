@@ -166,15 +166,26 @@ impl<'a, T: Element> ViewRows<'a, T> {
         self.shape.iter().rev().skip(1).map(|&size| size as usize).product()
     }
 
-    /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
-    pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
+    /// Where row number `index` begins.
+    fn first(&self, index: usize) -> usize {
         let mut rest = index;
         let outer = self.shape.iter().zip(self.strides).rev().skip(1);
-        let first = outer.fold(self.origin, |at, (&size, &stride)| {
+        outer.fold(self.origin, |at, (&size, &stride)| {
             let index = rest % size as usize;
             rest /= size as usize;
             at.wrapping_add_signed(index as isize * stride as isize)
-        });
+        })
+    }
+
+    /// Row number `index`, if there is one and its elements lie together.
+    pub fn lying(&self, index: usize) -> Option<&'a [T]> {
+        let there = self.step == 1 && index < self.count();
+        there.then(|| &self.memory[self.first(index)..][..self.len])
+    }
+
+    /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
+    pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
+        let first = self.first(index);
         if self.step == 1 {
             return &self.memory[first..first + self.len];
         }
@@ -186,7 +197,8 @@ impl<'a, T: Element> ViewRows<'a, T> {
     }
 }
 
-/// An output of a kernel: plain memory, row-major and, unless it is in the place of an input, zero at first.
+/// An output of a kernel: plain memory, row-major and, unless it is in the place of an input or the kernel
+/// [fills](crate::kernels::CustomKernel::fills) it, zero at first.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     bytes: &'a mut [u8],

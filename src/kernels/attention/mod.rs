@@ -329,6 +329,10 @@ impl CustomKernel for Attention {
         index < 1 + sources + usize::from(self.masked)
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         // Codes are read as streams of bits.
         let scattered = |(i, view): (usize, &View<'_>)| {

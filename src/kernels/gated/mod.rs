@@ -121,6 +121,10 @@ impl CustomKernel for Gated {
         index < 2
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let out = &mut outputs[0];
         match out.dtype() {

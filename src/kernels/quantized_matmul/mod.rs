@@ -223,6 +223,10 @@ impl CustomKernel for QuantizedMatmul {
         Ok(vec![Spec { shape, dtype }])
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         self.run(inputs, &mut outputs[0])
     }

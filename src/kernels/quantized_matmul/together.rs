@@ -101,6 +101,10 @@ impl CustomKernel for Together {
         Ok(self.each(inputs, |_, inputs| self.single.outputs(inputs))?.concat())
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let (x, matrices) = self.split(inputs)?;
         let weights = matrices.iter().map(|parts| {

@@ -21,6 +21,8 @@ use crate::ops;
 
 /// Elements that are worth another thread.
 const WORK: usize = 1 << 14;
+/// Rows between the one that turns and the one that is fetched.
+const AHEAD: usize = 8;
 const NAME: &str = "rope";
 
 /// How dimensions turn.
@@ -225,6 +227,10 @@ impl Rope {
             let mut room = Vec::new();
             for (i, out) in out.chunks_exact_mut(n).enumerate() {
                 let row = piece * grain + i;
+                // Rows of one head may be far apart.
+                if let Some(soon) = rows.lying(row + AHEAD) {
+                    math::fetch(soon);
+                }
                 let sequence = if offsets.len() == 1 { 0 } else { row / per_batch };
                 let angles = &angles[(sequence * length + row % length) * 2 * width..][..2 * width];
                 let norm = self.eps.map(|eps| (weight.as_slice(), eps));
@@ -295,6 +301,10 @@ impl CustomKernel for Rope {
 
     fn takes_strided(&self, index: usize) -> bool {
         index == 0
+    }
+
+    fn fills(&self) -> bool {
+        true
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {

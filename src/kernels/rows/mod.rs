@@ -274,6 +274,10 @@ impl CustomKernel for Rows {
         index == 0 || index == 2 && matches!(self.op, Op::AddRmsNorm { .. })
     }
 
+    fn fills(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         match (inputs[0].dtype(), outputs[0].dtype()) {
             (Dtype::Float16, Dtype::Float16) => self.fill::<f16, f16>(inputs, outputs),

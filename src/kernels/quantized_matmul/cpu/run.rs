@@ -51,6 +51,7 @@ impl QuantizedMatmul {
         let weights = Batch::new(&inputs[1], &parts[0], parts.get(1), self.how)?;
         let [rows, columns] = weights.sizes();
         if x.size() == 0 || rows == 0 || columns == 0 || out.shape().contains(&0) {
+            out.bytes_mut().fill(0);
             return Ok(());
         }
         let matrix = |index| Matrix { w: weights.matrix(index), path: self.path };
@@ -194,6 +195,7 @@ impl QuantizedMatmul {
         let (Some(first), Some(out)) = (weights.first(), outs.first()) else { return Ok(()) };
         let (k, digits) = (first.k, digits(out.dtype()));
         if x.size() == 0 || k == 0 {
+            outs.iter_mut().for_each(|out| out.bytes_mut().fill(0));
             return Ok(());
         }
         let mut values = vec![0.0; x.size()];
