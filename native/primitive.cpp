@@ -235,14 +235,15 @@ class RustKernel : public Primitive {
     }
     // Not as a dispatch of the encoder, which would count it: MLX dispatches once more for each operation itself, and
     // waits, and is woken, by that count.
-    bool ahead = kernel_->c.in_place_count > 0;
-    for (int i = 0; ahead && i < 2; ++i) {
+    bool counts = kernel_->c.in_place_count > 0;
+    if (counts) {
       scheduler::notify_new_task(stream());
     }
     scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
     // The memory of an input can be taken over once what was enqueued with it is done. MLX enqueues until ten tasks are not
-    // done; so that it does not get as far ahead as the next use of the same array, such a kernel counts as two of them.
-    for (int i = 0; ahead && i < 2; ++i) {
+    // done; so that it does not get as far ahead as the next use of the same array, such a kernel counts as one of them. Where
+    // ten or fewer of them make a round, as in a model of so few layers, the input is copied.
+    if (counts) {
       scheduler::enqueue(stream(), [s = stream()] { scheduler::notify_task_completion(s); });
     }
   }

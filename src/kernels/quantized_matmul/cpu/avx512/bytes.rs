@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 use std::array;
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
@@ -37,11 +38,7 @@ pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain
 fn rows_of<C: Bytes>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
     let together = if x.len() > MOST { x.len().div_ceil(2) } else { x.len() };
     match together {
-        1 => match weights[0].scales {
-            Scales::Bfloat16(_) => product_of_one::<C, bf16>(weights, x, columns, grain),
-            Scales::Float16(_) => product_of_one::<C, f16>(weights, x, columns, grain),
-            _ => product_of::<C, 1>(weights, x, columns, grain),
-        },
+        1 => C::product_of_one(weights, x, columns, grain),
         2 => product_of::<C, 2>(weights, x, columns, grain),
         3 => product_of::<C, 3>(weights, x, columns, grain),
         4 => product_of::<C, 4>(weights, x, columns, grain),
@@ -67,8 +64,8 @@ fn product_of<C: Bytes, const M: usize>(
     });
 }
 
-/// As [`product`] of one row, with scales and biases as `T`.
-fn product_of_one<C: Bytes, T: Sixteen>(
+/// As [`product`] of one row, with groups that are stored as `G`.
+fn product_of_one<C: Bytes, G: Groups>(
     weights: &[Weights<'_>],
     x: &[&[f32]],
     columns: &mut [f32],
@@ -79,7 +76,7 @@ fn product_of_one<C: Bytes, T: Sixteen>(
     columns_of(weights, x, columns, grain, |w, first, columns| {
         // SAFETY: as above.
         unsafe {
-            if !rows_alone::<C, T>(w, first, &input, columns) {
+            if !rows_alone::<C, G>(w, first, &input, columns) {
                 rows::<C, 1>(w, first, std::slice::from_ref(&input), 1, columns);
             }
         }
@@ -96,6 +93,9 @@ trait Bytes: Sync {
     const MIDDLE: i32;
     const UNIT: f32 = 1.0;
 
+    /// As [`product`] of one row.
+    fn product_of_one(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize);
+
     /// The first [`VECTORS`](Self::VECTORS) are there.
     ///
     /// # Safety
@@ -111,6 +111,14 @@ impl<const BITS: usize> Bytes for Bits<BITS> {
     };
     const BYTES: usize = 8 * BITS * Self::VECTORS;
     const MIDDLE: i32 = 1 << (BITS - 1);
+
+    fn product_of_one(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+        match weights[0].scales {
+            Scales::Bfloat16(_) => product_of_one::<Self, Floats<bf16>>(weights, x, columns, grain),
+            Scales::Float16(_) => product_of_one::<Self, Floats<f16>>(weights, x, columns, grain),
+            _ => product_of::<Self, 1>(weights, x, columns, grain),
+        }
+    }
 
     #[inline(always)]
     unsafe fn bytes(loaded: __m512i) -> [__m512i; 4] {
@@ -155,6 +163,13 @@ impl Bytes for Float4 {
     const BYTES: usize = 64;
     const MIDDLE: i32 = 12;
     const UNIT: f32 = 0.5;
+
+    fn product_of_one(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+        match weights[0].scales {
+            Scales::Exponent(_) => product_of_one::<Self, Exponents>(weights, x, columns, grain),
+            _ => product_of_one::<Self, Floats8>(weights, x, columns, grain),
+        }
+    }
 
     #[inline(always)]
     unsafe fn bytes(loaded: __m512i) -> [__m512i; 4] {
@@ -427,26 +442,23 @@ unsafe fn in_lanes<C: Bytes>(codes: [__m512i; 4], lines: *const Line) -> __m512 
     }
 }
 
-/// The products of the rows of weights from `first` on with one row of `x`, the same as [`rows`] gives, if scales and biases
-/// are these floats; false if they are not.
+/// The products of the rows of weights from `first` on with one row of `x`, the same as [`rows`] gives, if groups are stored as
+/// `G`; false if they are not.
 ///
 /// # Safety
 /// The CPU must have the features of this path.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn rows_alone<C: Bytes, T: Sixteen>(
+unsafe fn rows_alone<C: Bytes, G: Groups>(
     matrix: &Matrix<'_>,
     first: usize,
     x: &Input<1>,
     columns: &mut [f32],
 ) -> bool {
     let &Matrix { w, groups, row_bytes, group_shift } = matrix;
-    let (Some(scales), Some(biases)) = (T::of(&w.scales), w.biases.as_ref().and_then(T::of)) else {
-        return false;
-    };
+    let (rows, Some(stored)) = (first + columns.len(), G::of(w)) else { return false };
     let each = 2 * C::VECTORS + 1;
     let together = (COLUMNS >> group_shift).min(16);
-    let rows = first + columns.len();
-    assert!(w.codes.len() >= rows * row_bytes && scales.len().min(biases.len()) >= rows * groups);
+    assert!(w.codes.len() >= rows * row_bytes && G::len(stored) >= rows * groups);
     let step = 64 * C::VECTORS;
     assert!(x.lines.len() * step >= w.k * each && x.lanes.len() * step >= together << group_shift);
     assert!(x.units[0].len() >= groups + 16 && x.group_sums[0].len() >= groups + 16);
@@ -459,18 +471,16 @@ unsafe fn rows_alone<C: Bytes, T: Sixteen>(
             let row = first + 4 * i + r;
             // SAFETY: lengths were checked; masked loads keep to what is there. Nothing is read where a prefetch points.
             unsafe {
-                let (scales, biases) = (scales.as_ptr().add(row * groups), biases.as_ptr().add(row * groups));
                 let (mut code, mut line) = (w.codes.as_ptr().add(row * row_bytes), x.lines.as_ptr());
                 let mut sum = _mm512_setzero_ps();
                 let mut group = 0;
                 while group < groups {
                     let here = together.min(groups - group);
-                    let mask = u16::MAX >> (16 - here);
-                    _mm_prefetch::<_MM_HINT_T0>(scales.add(group).wrapping_add(avx2::AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(biases.add(group).wrapping_add(avx2::AHEAD).cast());
-                    let scale = T::sixteen(mask, scales.add(group));
-                    let centred = _mm512_fmadd_ps(middle, scale, T::sixteen(mask, biases.add(group)));
-                    sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(group_sums.add(group)), sum);
+                    let [scale, biases] = G::read(stored, row * groups + group, u16::MAX >> (16 - here));
+                    if w.biases.is_some() {
+                        let centred = _mm512_fmadd_ps(middle, scale, biases);
+                        sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(group_sums.add(group)), sum);
+                    }
                     let scale = _mm512_mul_ps(scale, _mm512_loadu_ps(units.add(group)));
                     let step = |sum: &mut __m512, codes: __m512i, line: *const Line, lanes: *const Lanes| {
                         let lanes = _mm512_load_si512((*lanes).0.as_ptr().cast());
@@ -478,18 +488,29 @@ unsafe fn rows_alone<C: Bytes, T: Sixteen>(
                         *sum = _mm512_fmadd_ps(in_lanes::<C>(C::bytes(codes), line), scale, *sum);
                     };
                     let (mut left, mut lanes) = (here * group_bytes, x.lanes.as_ptr());
-                    while left >= 4 * C::BYTES {
-                        for i in 0..4 {
-                            let code = code.add(i * C::BYTES);
+                    // Four at a time without a branch, then two, then one, which may have fewer codes.
+                    let whole =
+                        |sum: &mut __m512, code: *const u8, line: *const Line, lanes: *const Lanes| {
                             _mm_prefetch::<_MM_HINT_T0>(code.wrapping_add(AHEAD).cast());
                             let codes = match C::BYTES {
                                 64 => _mm512_loadu_si512(code.cast()),
                                 _ => _mm512_maskz_loadu_epi8(u64::MAX >> (64 - C::BYTES), code.cast()),
                             };
-                            step(&mut sum, codes, line.add(i * each), lanes.add(i));
+                            step(sum, codes, line, lanes);
+                        };
+                    while left >= 4 * C::BYTES {
+                        for i in 0..4 {
+                            whole(&mut sum, code.add(i * C::BYTES), line.add(i * each), lanes.add(i));
                         }
                         (code, line, lanes) = (code.add(4 * C::BYTES), line.add(4 * each), lanes.add(4));
                         left -= 4 * C::BYTES;
+                    }
+                    if left >= 2 * C::BYTES {
+                        for i in 0..2 {
+                            whole(&mut sum, code.add(i * C::BYTES), line.add(i * each), lanes.add(i));
+                        }
+                        (code, line, lanes) = (code.add(2 * C::BYTES), line.add(2 * each), lanes.add(2));
+                        left -= 2 * C::BYTES;
                     }
                     while left > 0 {
                         let bytes = left.min(C::BYTES);
@@ -512,6 +533,97 @@ unsafe fn rows_alone<C: Bytes, T: Sixteen>(
     true
 }
 
+/// How scales, and biases where there are any, are stored.
+trait Groups {
+    /// Where they are.
+    type Stored<'a>: Copy;
+
+    /// Those of the weights, if they are stored so.
+    fn of<'a>(w: &Weights<'a>) -> Option<Self::Stored<'a>>;
+
+    /// How many there are.
+    fn len(stored: Self::Stored<'_>) -> usize;
+
+    /// Scales and biases from `at` on that the mask has, and zeros.
+    ///
+    /// # Safety
+    /// The CPU must have the features of this path; there must be the numbers of the mask.
+    unsafe fn read(stored: Self::Stored<'_>, at: usize, mask: __mmask16) -> [__m512; 2];
+}
+
+/// Both as `T`.
+struct Floats<T>(PhantomData<T>);
+
+impl<T: Sixteen> Groups for Floats<T> {
+    type Stored<'a> = [&'a [T]; 2];
+
+    fn of<'a>(w: &Weights<'a>) -> Option<[&'a [T]; 2]> {
+        Some([T::of(&w.scales)?, T::of(w.biases.as_ref()?)?])
+    }
+
+    fn len(stored: [&[T]; 2]) -> usize {
+        stored[0].len().min(stored[1].len())
+    }
+
+    #[inline(always)]
+    unsafe fn read([scales, biases]: [&[T]; 2], at: usize, mask: __mmask16) -> [__m512; 2] {
+        // SAFETY: the caller vouches for all of it.
+        unsafe { [sixteen(scales, at, mask), sixteen(biases, at, mask)] }
+    }
+}
+
+/// Powers of two, without biases.
+struct Exponents;
+
+impl Groups for Exponents {
+    type Stored<'a> = &'a [u8];
+
+    fn of<'a>(w: &Weights<'a>) -> Option<&'a [u8]> {
+        if let (Scales::Exponent(scales), None) = (&w.scales, &w.biases) { Some(scales) } else { None }
+    }
+
+    fn len(stored: &[u8]) -> usize {
+        stored.len()
+    }
+
+    #[inline(always)]
+    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16) -> [__m512; 2] {
+        // SAFETY: the caller vouches for all of it.
+        unsafe {
+            let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
+            let bits = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), _mm512_set1_epi32(1 << 22));
+            [_mm512_castsi512_ps(bits), _mm512_setzero_ps()]
+        }
+    }
+}
+
+/// 8-bit floats, without biases.
+struct Floats8;
+
+impl Groups for Floats8 {
+    type Stored<'a> = &'a [u8];
+
+    fn of<'a>(w: &Weights<'a>) -> Option<&'a [u8]> {
+        if let (Scales::Float8(scales), None) = (&w.scales, &w.biases) { Some(scales) } else { None }
+    }
+
+    fn len(stored: &[u8]) -> usize {
+        stored.len()
+    }
+
+    #[inline(always)]
+    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16) -> [__m512; 2] {
+        // SAFETY: the caller vouches for all of it.
+        unsafe {
+            let codes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
+            let bits = _mm512_slli_epi32::<20>(codes);
+            let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x87f0_0000u32 as i32));
+            let unbias = _mm512_set1_ps(f32::from_bits((127 + 120) << 23));
+            [_mm512_mul_ps(_mm512_castsi512_ps(bits), unbias), _mm512_setzero_ps()]
+        }
+    }
+}
+
 /// Those scales and biases from `at` on that the mask has, and zeros.
 ///
 /// # Safety
@@ -521,20 +633,10 @@ unsafe fn read_groups(w: &Weights<'_>, at: usize, mask: __mmask16) -> [__m512; 2
     // SAFETY: the caller vouches for all of it.
     unsafe {
         match (&w.scales, &w.biases) {
-            (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) => [sixteen(s, at, mask), sixteen(b, at, mask)],
-            (Scales::Float16(s), Some(Scales::Float16(b))) => [sixteen(s, at, mask), sixteen(b, at, mask)],
-            (Scales::Exponent(s), None) => {
-                let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, s.as_ptr().add(at).cast()));
-                let bits = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), _mm512_set1_epi32(1 << 22));
-                [_mm512_castsi512_ps(bits), _mm512_setzero_ps()]
-            }
-            (Scales::Float8(s), None) => {
-                let codes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, s.as_ptr().add(at).cast()));
-                let bits = _mm512_slli_epi32::<20>(codes);
-                let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x87f0_0000u32 as i32));
-                let unbias = _mm512_set1_ps(f32::from_bits((127 + 120) << 23));
-                [_mm512_mul_ps(_mm512_castsi512_ps(bits), unbias), _mm512_setzero_ps()]
-            }
+            (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) => Floats::read([*s, *b], at, mask),
+            (Scales::Float16(s), Some(Scales::Float16(b))) => Floats::read([*s, *b], at, mask),
+            (Scales::Exponent(s), None) => Exponents::read(s, at, mask),
+            (Scales::Float8(s), None) => Floats8::read(s, at, mask),
             (scales, biases) => {
                 let (mut read, count) = ([[0.0; 16]; 2], mask.count_ones() as usize);
                 scales.read(at, &mut read[0][..count]);
@@ -560,7 +662,7 @@ unsafe fn sixteen<T: Sixteen>(from: &[T], at: usize, mask: __mmask16) -> __m512 
 }
 
 /// Numbers as stored, read sixteen at a time.
-trait Sixteen: Copy {
+trait Sixteen: Copy + 'static {
     /// The numbers, if they are of this kind.
     fn of<'a>(numbers: &Scales<'a>) -> Option<&'a [Self]>;
 
