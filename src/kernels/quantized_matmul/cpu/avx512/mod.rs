@@ -2,4 +2,5 @@
 
 pub mod bytes;
 pub mod float;
+mod groups;
 pub mod tiles;
