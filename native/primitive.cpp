@@ -242,7 +242,7 @@ class RustKernel : public Primitive {
     scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
     // The memory of an input can be taken over once what was enqueued with it is done. MLX enqueues until ten tasks are not
     // done; so that it does not get as far ahead as the next use of the same array, such a kernel counts as one of them. Where
-    // ten or fewer of them make a round, as in a model of so few layers, the input is copied.
+    // ten or fewer of them make a round, as in a model of so few layers, the input may be copied.
     if (counts) {
       scheduler::enqueue(stream(), [s = stream()] { scheduler::notify_task_completion(s); });
     }

@@ -41,7 +41,8 @@ typedef struct mlxport_kernel_ {
   size_t in_place_count;
   // Calls mlxport_push_spec(out, ...) for each output. Returns 0, or 1 after keeping an error.
   int (*outputs)(void* payload, const mlxport_spec* inputs, size_t count, void* out);
-  // Fills the outputs, which are row-contiguous and, unless it `fills` them or they are in place, zero. Returns 0, or 1 after mlxport_set_message(message, ...).
+  // Fills the outputs, which are row-contiguous and, unless it `fills` them or they are in place, zero. Returns 0, or 1
+  // after mlxport_set_message(message, ...).
   int (*run)(
       void* payload,
       const mlxport_view* inputs,

@@ -15,13 +15,7 @@ pub struct Appended {
     /// Outputs of the chain.
     pub(crate) parts: [Node; 2],
     /// Positions in all.
-    end: i32,
-}
-
-impl Appended {
-    pub(super) fn end(&self) -> i32 {
-        self.end
-    }
+    pub(super) end: i32,
 }
 
 /// Keys and values of all positions, in arrays that grow in steps and are updated in place.

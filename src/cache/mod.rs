@@ -147,7 +147,7 @@ impl LayerCache {
     /// Takes the arrays of what [`record`](Self::record) has promised.
     pub(crate) fn keep(&mut self, appended: Appended, parts: [Array; 2]) {
         if let LayerCache::Kv(cache) = self {
-            cache.keep(parts, appended.end());
+            cache.keep(parts, appended.end);
         }
     }
 

@@ -6,8 +6,9 @@
 use std::mem;
 use std::sync::Arc;
 
+use super::view::row_major;
 use super::{CustomKernel, Spec, View, ViewMut, apply};
-use crate::array::{Array, Dtype};
+use crate::array::{Array, Dtype, element_count};
 use crate::error::{Error, Result};
 use crate::ops;
 
@@ -136,7 +137,8 @@ impl Chain {
     pub fn reshape(&mut self, node: Node, shape: &[i32]) -> Result<Node> {
         let value = &self.links.values[node.0];
         let spec = Spec { shape: shape.to_vec(), dtype: value.spec.dtype };
-        if value.strides != row_major(&value.spec.shape) || spec.size() != value.spec.size() {
+        let fits = element_count(shape) == Some(value.spec.size());
+        if value.strides != row_major(&value.spec.shape) || !fits {
             return Err(Error::argument(NAME, format!("{:?} as {shape:?}", value.spec.shape)));
         }
         let (memory, origin, strides) = (value.memory, value.origin, row_major(shape));
@@ -163,24 +165,35 @@ impl Chain {
         }))
     }
 
-    /// These outputs of kernels, not yet computed, on the stream of the current scope. Fails for a kernel with an output in
-    /// the place of an input, unless that is an input of the chain, and the output one of these.
+    /// These outputs of kernels, not yet computed, on the stream of the current scope. Fails if one comes twice, and for a
+    /// kernel with an output in the place of an input, unless that is an input of the chain that no other kernel takes, and the
+    /// output one of these.
     pub fn apply(self, outputs: &[Node]) -> Result<Vec<Array>> {
         let Self { inputs, links } = self;
         let mut in_place = Vec::new();
         for step in &links.steps {
             for (output, input) in step.kernel.in_place() {
-                let output = outputs.iter().position(|&node| node == step.outputs[output]);
-                let (Some(output), From::Input(input)) = (output, &links.values[step.inputs[input].0].from)
-                else {
-                    let message = format!("`{}` works in the place of what is not there", step.kernel.name());
-                    return Err(Error::argument(NAME, message));
-                };
-                in_place.push((output, *input));
+                let output = step.outputs.get(output);
+                let output = outputs.iter().position(|node| Some(node) == output);
+                let input = step.inputs.get(input).map(|node| &links.values[node.0]);
+                match (output, input) {
+                    (Some(output), Some(&Value { from: From::Input(input), memory, .. }))
+                        if links.uses(memory) == 1 =>
+                    {
+                        in_place.push((output, input));
+                    }
+                    _ => {
+                        let message =
+                            format!("`{}` works in the place of what it has not alone", step.kernel.name());
+                        return Err(Error::argument(NAME, message));
+                    }
+                }
             }
         }
-        if !outputs.iter().all(|node| matches!(links.values[node.0].from, From::Output { .. })) {
-            return Err(Error::argument(NAME, "an output that no kernel makes"));
+        for (i, node) in outputs.iter().enumerate() {
+            if !matches!(links.values[node.0].from, From::Output { .. }) || outputs[..i].contains(node) {
+                return Err(Error::argument(NAME, "an output that no kernel makes, or that comes twice"));
+            }
         }
         apply(Chained { links, outputs: outputs.to_vec(), in_place }, &inputs)
     }
@@ -199,6 +212,12 @@ impl Links {
         self.add(Value { from, spec, memory: self.memories - 1, origin: 0, strides })
     }
 
+    /// How often kernels take what is in this memory.
+    fn uses(&self, memory: usize) -> usize {
+        let taken = self.steps.iter().flat_map(|step| &step.inputs);
+        taken.filter(|node| self.values[node.0].memory == memory).count()
+    }
+
     fn view<'a>(&'a self, node: Node, rooms: &'a [Room<'_>]) -> View<'a> {
         let Value { spec, memory, origin, strides, .. } = &self.values[node.0];
         let (bytes, size) = (rooms[*memory].bytes(), spec.dtype.size());
@@ -211,14 +230,6 @@ impl Links {
         };
         View::new(bytes, 0, &spec.shape, strides, spec.dtype)
     }
-}
-
-fn row_major(shape: &[i32]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for i in (1..strides.len()).rev() {
-        strides[i - 1] = strides[i] * i64::from(shape[i]);
-    }
-    strides
 }
 
 /// A piece of memory.

@@ -102,11 +102,7 @@ impl<'a> View<'a> {
                 });
             out.copy_from_slice(&self.bytes[at * size..][..size]);
         }
-        let mut strides = vec![1; self.shape.len()];
-        for i in (1..strides.len()).rev() {
-            strides[i - 1] = strides[i] * i64::from(self.shape[i]);
-        }
-        Gathered { memory, strides }
+        Gathered { memory, strides: row_major(self.shape) }
     }
 
     /// The rows along its last axis. Fails if `T` is not the dtype, and for scalars and empty arrays.
@@ -129,6 +125,15 @@ impl<'a> View<'a> {
         }
         bytemuck::checked::try_cast_slice(self.bytes).map_err(|e| Error::argument("as_slice", e.to_string()))
     }
+}
+
+/// The strides of an array whose elements lie row by row.
+pub(super) fn row_major(shape: &[i32]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..strides.len()).rev() {
+        strides[i - 1] = strides[i] * i64::from(shape[i]);
+    }
+    strides
 }
 
 /// The elements of a view, row-major.

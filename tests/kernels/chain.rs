@@ -213,6 +213,17 @@ fn what_does_not_fit_is_refused() {
         Ok(chain.push(Sum { factor: 1.0 }, [put, put])?[0])
     };
     assert!(refused(inside).contains("put"));
+    // In the place of what another kernel takes too.
+    let shared = |chain: &mut Chain, x| {
+        let put = chain.push(Put::default(), [x, x])?[0];
+        Ok(put)
+    };
+    assert!(refused(shared).contains("put"));
+    let mut chain = Chain::new();
+    let node = chain.input(&x);
+    let node = chain.push(Sum { factor: 1.0 }, [node, node]).unwrap()[0];
+    assert!(chain.apply(&[node, node]).unwrap_err().to_string().contains("twice"));
+    assert!(refused(|chain, x| chain.reshape(x, &[-1, -4])).contains("[-1, -4]"));
     // A panic within comes out of the evaluation.
     let mut chain = Chain::new();
     let node = chain.input(&x);

@@ -5,6 +5,8 @@ use super::cpu::{Batch, FEW};
 use super::{NAME, QuantizedMatmul, path_for, quantized_matmul};
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::kernels::chain::Shaped;
+use crate::kernels::path::Path;
 use crate::kernels::{Chain, CustomKernel, Node, Spec, View, ViewMut, apply};
 use crate::ops::{self, Quantization};
 
@@ -14,20 +16,25 @@ pub(crate) type Parts<'a> = (&'a Array, &'a Array, Option<&'a Array>);
 /// `x @ dequantize(w).T` of each matrix, the same as [`quantized_matmul`](super::quantized_matmul) gives of each.
 pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization) -> Result<Vec<Array>> {
     let one = |&(w, scales, biases): &Parts<'_>| quantized_matmul(x, w, scales, biases, true, how);
-    let paths: Option<Vec<_>> = all
-        .iter()
-        .map(|&(w, scales, biases)| path_for(x, w, scales, biases, true, how).filter(|_| w.ndim() == 2))
-        .collect();
-    let rows = x.shape().split_last().map_or(0, |(_, rows)| rows.iter().product());
-    let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
-    match paths.as_deref() {
-        Some(&[path, _, ..]) if alike && (1..=FEW as i32).contains(&rows) => {
+    match shared_path(x, all, how) {
+        Some(path) if all.len() > 1 => {
             let arrays = all.iter().flat_map(|&(w, scales, biases)| [w, scales].into_iter().chain(biases));
             let single = QuantizedMatmul { how, path, transpose: true, picked: false };
             apply(Together { single, count: all.len() }, [x].into_iter().chain(arrays))
         }
         _ => all.iter().map(one).collect(),
     }
+}
+
+/// The path of a few rows of `x` by all of them, if there is one for each and they are stored alike.
+fn shared_path(x: &impl Shaped, all: &[Parts<'_>], how: Quantization) -> Option<Path> {
+    let path = |&(w, scales, biases): &Parts<'_>| {
+        path_for(x, w, scales, biases, true, how).filter(|_| w.ndim() == 2)
+    };
+    let paths = all.iter().map(path).collect::<Option<Vec<_>>>()?;
+    let rows = x.shape().split_last().map_or(0, |(_, rows)| rows.iter().product());
+    let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
+    paths.first().copied().filter(|_| alike && (1..=FEW as i32).contains(&rows))
 }
 
 impl Chain {
@@ -38,19 +45,7 @@ impl Chain {
         all: &[Parts<'_>],
         how: Quantization,
     ) -> Result<Option<Vec<Node>>> {
-        let spec = self.spec(x);
-        let paths: Option<Vec<_>> = all
-            .iter()
-            .map(|&(w, scales, biases)| {
-                path_for(spec, w, scales, biases, true, how).filter(|_| w.ndim() == 2)
-            })
-            .collect();
-        let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
-        let rows = spec.shape.split_last().map_or(0, |(_, rows)| rows.iter().product());
-        let path = match paths.as_deref() {
-            Some(&[path, ..]) if alike && (1..=FEW as i32).contains(&rows) => path,
-            _ => return Ok(None),
-        };
+        let Some(path) = shared_path(self.spec(x), all, how) else { return Ok(None) };
         let arrays = all.iter().flat_map(|&(w, scales, biases)| [w, scales].into_iter().chain(biases));
         let inputs: Vec<Node> = std::iter::once(x).chain(arrays.map(|array| self.input(array))).collect();
         let single = QuantizedMatmul { how, path, transpose: true, picked: false };

@@ -53,11 +53,16 @@ pub(crate) fn rms_norm_rope(
     offset: &Array,
     periods: Option<&Array>,
 ) -> Result<Array> {
-    let fits = weight.ndim() == 1 && weight.shape().last() == x.shape().last() && weight.dtype() == x.dtype();
+    let fits = norm_fits(x, weight);
     match path_for(x, turn, offset, periods, super::metal::or_cpu()) {
         Some(path) if fits => run(Rope { path, turn, eps: Some(eps) }, x, offset, Some(weight), periods),
         _ => rope(&super::rms_norm(x, Some(weight), eps)?, turn, offset, periods),
     }
+}
+
+/// Whether this is the weight of a norm of `x`.
+fn norm_fits(x: &impl Shaped, weight: &Array) -> bool {
+    weight.ndim() == 1 && weight.shape().last() == x.shape().last() && weight.dtype() == x.dtype()
 }
 
 impl Chain {
@@ -72,12 +77,10 @@ impl Chain {
         periods: Option<&Array>,
     ) -> Result<Option<Node>> {
         let spec = self.spec(x);
-        let norm_fits = norm.is_none_or(|(weight, _)| {
-            weight.ndim() == 1 && weight.shape().last() == spec.shape.last() && weight.dtype() == spec.dtype
-        });
+        let fits = norm.is_none_or(|(weight, _)| norm_fits(spec, weight));
         let on_cpu = current_device().kind == DeviceKind::Cpu;
         let path = path_for(spec, turn, offset, periods, on_cpu);
-        let Some(path) = path.filter(|_| norm_fits) else { return Ok(None) };
+        let Some(path) = path.filter(|_| fits) else { return Ok(None) };
         let kernel = Rope { path, turn, eps: norm.map(|(_, eps)| eps) };
         let rest = [Some(offset), norm.map(|(weight, _)| weight), periods].into_iter().flatten();
         let inputs: Vec<Node> = std::iter::once(x).chain(rest.map(|array| self.input(array))).collect();
