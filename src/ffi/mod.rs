@@ -57,6 +57,11 @@ static START: Once = Once::new();
 /// MLX's memory limit before anyone has changed it: most of the machine's memory.
 static LARGEST: AtomicUsize = AtomicUsize::new(isize::MAX as usize);
 
+/// Bytes of freed arrays that are kept for others, unless someone sets another limit. Pages that go back to the system come
+/// again one by one, zeroed, which takes longer than most of what works on them.
+#[cfg(not(target_os = "macos"))]
+const KEPT: usize = 256 << 20;
+
 thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
     /// What a Rust closure returned or panicked with, while C++ unwinds its own frames.
@@ -76,6 +81,11 @@ pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
         // SAFETY: `limit` is a live integer.
         if unsafe { sys::mlx_get_memory_limit(&mut limit) } == 0 {
             LARGEST.store(limit, Ordering::Relaxed);
+        }
+        #[cfg(not(target_os = "macos"))]
+        // SAFETY: `limit` is a live integer.
+        unsafe {
+            sys::mlx_set_cache_limit(&mut limit, KEPT);
         }
         if let Some(path) = option_env!("MLXPORT_METALLIB")
             && let Ok(path) = std::ffi::CString::new(path)

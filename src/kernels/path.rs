@@ -18,21 +18,25 @@ pub enum Path {
     Avx2,
     /// The same with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
     Avx512,
+    /// The same with AVX-512 BF16.
+    Avx512Bf16,
     /// The same with AMX-BF16, on Linux.
     Amx,
 }
 
 impl Path {
     /// Every path, the fastest last.
-    pub const ALL: [Self; 5] = [Self::Reference, Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; 6] =
+        [Self::Reference, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
-    /// `reference`, `portable`, `avx2`, `avx512` or `amx`.
+    /// `reference`, `portable`, `avx2`, `avx512`, `avx512-bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Reference => "reference",
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
             Self::Amx => "amx",
         }
     }
@@ -56,7 +60,8 @@ impl Path {
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("avx512vbmi")
             }
-            Self::Amx => Self::Avx512.is_available() && super::product::cpu::amx::available(),
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Self::Amx => Self::Avx512Bf16.is_available() && super::product::cpu::amx::available(),
         }
     }
 

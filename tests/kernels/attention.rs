@@ -29,6 +29,8 @@ enum Masked {
     Added,
     /// Added, the same for all of a batch.
     AddedOfHead,
+    /// Added, the same for all queries; what is added is up to the test.
+    AddedOfKeys,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +94,7 @@ impl Case {
             (array, seen.iter().map(|&s| f64::from(u8::from(s))).collect())
         };
         let mask = match masked {
-            Masked::No | Masked::Causal => None,
+            Masked::No | Masked::Causal | Masked::AddedOfKeys => None,
             Masked::Window(window) => {
                 Some(bool_mask(pairs().map(|(i, j)| j <= i && i < j + window).collect()))
             }
@@ -221,6 +223,7 @@ impl Case {
                     Masked::One(false) => f64::from(f32::MIN),
                     Masked::Added => score + mask((b * length + i) * keys + j),
                     Masked::AddedOfHead => score + mask((head * length + i) * keys + j),
+                    Masked::AddedOfKeys => score + mask(j),
                     _ => score,
                 }
             };
@@ -342,6 +345,8 @@ fn heads_of_models_are_as_exact_as_the_reference() {
         ([1, 1030], [192, 128], 4),
         ([2, 800], [64, 64], 4),
         ([8, 43], [128, 128], 3),
+        ([9, 9], [16, 16], 1),
+        ([70, 301], [300, 40], 2),
     ];
     for (i, ([length, keys], [dims, value_dims], group)) in sizes.into_iter().enumerate() {
         let sizes = Sizes { batch: 1, kv_heads: 2, group, length, keys, dims, value_dims };
@@ -372,15 +377,43 @@ fn a_key_at_minus_infinity_has_no_weight() {
 /// As many as are taken at a time, and more.
 #[test]
 fn many_keys_at_minus_infinity_have_no_weight() {
-    for (none, sinks) in [(0..256, false), (100..600, true), (256..512, false)] {
-        let sizes = Sizes { length: 1, keys: 600, ..SIZES };
-        let mut case = Case::new(sizes, Dtype::Float32, Masked::Added, sinks, false, 5);
+    let lengths = [(1, Dtype::Float32), (30, Dtype::Bfloat16)];
+    for ((none, sinks), (length, dtype)) in [(0..256, false), (100..600, true), (256..512, false)]
+        .into_iter()
+        .flat_map(|keys| lengths.map(|length| (keys.clone(), length)))
+    {
+        let sizes = Sizes { length, keys: 600, ..SIZES };
+        let mut case = Case::new(sizes, dtype, Masked::AddedOfKeys, sinks, false, 5);
         let added: Vec<f64> =
             (0..600).map(|j| if none.contains(&j) { f64::NEG_INFINITY } else { j as f64 / 600.0 }).collect();
-        case.mask = Some(rounded(&added, &[1, 1, 1, 600], Dtype::Float32));
+        case.mask = Some(rounded(&added, &[1, 1, 1, 600], dtype));
         let expected = case.exact();
         assert!(expected.iter().all(|y| y.is_finite()));
         check(&expected, 8.0, || case.attention(), || case.attention()).unwrap();
+    }
+}
+
+/// Sums of values with weights that do not add up to one yet may be too large for a number, and products of small ones
+/// too small.
+#[test]
+fn large_and_tiny_values() {
+    let tiny = f64::from(f32::MIN_POSITIVE);
+    for (dtype, size) in
+        [(Dtype::Bfloat16, 1e38), (Dtype::Bfloat16, tiny), (Dtype::Float32, 1e38), (Dtype::Float32, tiny)]
+    {
+        for length in [1, 30] {
+            let sizes = Sizes { length, keys: 300, ..SIZES };
+            let mut case = Case::new(sizes, dtype, Masked::Causal, false, false, 6);
+            case.q = rounded(&vec![0.0; case.q.1.len()], case.q.0.shape(), dtype);
+            let values: Vec<f64> = (0..case.v.1.len()).map(|i| size * (1.0 + (i % 7) as f64 / 4.0)).collect();
+            case.v = rounded(&values, case.v.0.shape(), dtype);
+            let expected = case.exact();
+            for path in fast_paths() {
+                let y = to_f64(&kernels::force(path, || case.attention()).unwrap().unwrap());
+                let near = |(y, e): (&f64, &f64)| (y - e).abs() <= e / 128.0;
+                assert!(y.iter().zip(&expected).all(near), "{path} {dtype} {size:e}, {length} queries");
+            }
+        }
     }
 }
 

@@ -7,17 +7,20 @@
 mod decode;
 mod mask;
 mod metal;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod reference;
 mod source;
 mod tiles;
 
+use std::ops::Range;
 use std::sync::Once;
 
 use self::mask::Visible;
 use self::source::{Coded, Heads, Source};
 use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop};
-use super::path::Path;
+use super::path::{Path, active_of};
 use super::product::Numbers;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool, scratch};
 use crate::array::{Array, Dtype};
@@ -129,7 +132,7 @@ impl Chain {
 
 /// The path, if shapes fit and dtypes are read: `here` says whether there is an implementation for the device.
 fn path_for(q: &impl Shaped, k: &[i32], v: &[i32], scores: &Scores<'_>, here: bool) -> Option<Path> {
-    let path = math::path();
+    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Avx512Bf16]);
     let (&[b, heads, length, dims], &[kb, kv_heads, keys, k_dims], &[vb, v_heads, v_keys, value_dims]) =
         (q.shape(), k, v)
     else {
@@ -233,6 +236,13 @@ impl Call<'_> {
         [pair / kv_heads, pair % kv_heads * group + row / length, row % length]
     }
 
+    /// From the first to the last key that any of the rows sees.
+    fn seen(&self, pair: usize, rows: Range<usize>) -> Range<usize> {
+        let keys = self.sizes.keys;
+        let seen = rows.map(|row| self.visible.range(keys, self.row(pair, row)));
+        seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..keys)
+    }
+
     /// The query of a row, scaled.
     fn query(&self, pair: usize, row: usize, out: &mut [f32]) {
         let [batch, head, i] = self.row(pair, row);
@@ -255,6 +265,16 @@ impl Call<'_> {
             return [f32::NEG_INFINITY, 0.0];
         }
         math::run(self.path, Weigh { scores, sink: f32::NEG_INFINITY })
+    }
+
+    /// Whether pairs of `bfloat16` are multiplied.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_pairs(&self) -> bool {
+        let halves = |source: &Source<'_>| match source {
+            Source::Plain(heads) => matches!(heads.numbers, Numbers::Bfloat16(_)),
+            Source::Coded(_) => false,
+        };
+        self.path >= Path::Avx512Bf16 && [&self.k, &self.v].into_iter().all(halves)
     }
 
     /// Caps and masks scores with the keys from `first` on.
@@ -421,7 +441,7 @@ impl Call<'_> {
         } else {
             // Whole tiles, and enough pieces for every thread.
             let pieces = (2 * pool::threads()).div_ceil(pairs).max(1);
-            let share = rows.div_ceil(pieces).next_multiple_of(tiles::ROWS);
+            let share = rows.div_ceil(pieces).next_multiple_of(2 * tiles::ROWS);
             let mut parts: Vec<(usize, usize, &mut [f32])> = Vec::new();
             for (pair, sums) in sums.chunks_exact_mut(rows * value_dims).enumerate() {
                 for (i, sums) in sums.chunks_mut(share * value_dims).enumerate() {
@@ -430,6 +450,10 @@ impl Call<'_> {
             }
             pool::for_each_piece(&mut parts, 1, |_, parts| {
                 for (pair, first, sums) in parts {
+                    #[cfg(target_arch = "x86_64")]
+                    if self.takes_pairs() && pairs::attention(self, *pair, *first, sums) {
+                        continue;
+                    }
                     tiles::attention(self, *pair, *first, sums);
                 }
             });

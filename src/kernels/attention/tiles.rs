@@ -26,8 +26,7 @@ pub(super) fn attention(call: &Call<'_>, pair: usize, first: usize, out: &mut [f
     let mut sums = vec![0.0; ROWS * padded_values];
     for (t, out) in out.chunks_mut(ROWS * value_dims).enumerate() {
         let (start, rows) = (first + t * ROWS, out.len() / value_dims);
-        let seen = (start..start + rows).map(|row| call.visible.range(keys, call.row(pair, row)));
-        let seen = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..keys);
+        let seen = call.seen(pair, start..start + rows);
         let seen = seen.start - seen.start % SLIVER..seen.end;
         let (count, width) = (seen.len(), seen.len().next_multiple_of(SLIVER));
 

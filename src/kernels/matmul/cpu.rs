@@ -219,7 +219,7 @@ fn few_vectors(path: Path, few: Side<'_>, many: Side<'_>, dense: Dense<'_>, k: u
     }
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 | Path::Avx512 | Path::Amx => {
+        _ if path >= Path::Avx2 => {
             use crate::kernels::product::cpu::avx2::{add_rows, dot_rows};
             let (n, at) = (many.count, dense.origin);
             Some(match (dense.numbers, many.across) {

@@ -76,7 +76,7 @@ fn first(outputs: Result<Vec<Array>>) -> Result<Array> {
 
 /// The path of a product of the first two, unless MLX's own is to be taken.
 fn path_for(operands: &[&Array], only_halves: bool) -> Option<Path> {
-    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Amx]);
+    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Avx512Bf16, Path::Amx]);
     let half = |x: &&Array| matches!(x.dtype(), Dtype::Float16 | Dtype::Bfloat16);
     let case = operands.iter().all(|x| half(x) || x.dtype() == Dtype::Float32)
         && (!only_halves || operands[..2].iter().any(half))

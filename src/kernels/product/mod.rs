@@ -8,13 +8,19 @@
 pub(crate) mod cpu;
 mod dense;
 mod gather;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod sums;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use cpu::bf16::{DEPTH as PAIRS, ROWS, join_pairs, multiply as multiply_pairs};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use cpu::shared::strips;
 pub(crate) use cpu::{PANEL, SLIVER, tile};
 pub(crate) use dense::{Dense, Numbers, Picked, number};
 pub(crate) use gather::{Pick, batch_origins, picks};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pairs::Pairs;
 pub(crate) use sums::{Sums, to_bf16, to_f16};
 
 use super::path::Path;
@@ -58,7 +64,11 @@ pub(crate) fn product(path: Path, a: Side<'_>, b: Side<'_>, k: usize, store: &mu
     let (few, many) = if turned { (b, a) } else { (a, b) };
     // Of more parts there would be more products than `float32` needs.
     let parts = [few, many].map(|side| side.lines.parts());
-    let path = if parts.iter().any(|&parts| parts > 2) { path.min(Path::Avx512) } else { path };
+    let path = match (path, parts) {
+        (Path::Avx512Bf16, [1, 1]) => path,
+        (Path::Amx, [..=2, ..=2]) => path,
+        _ => path.min(Path::Avx512),
+    };
     let width = strip_width(many.count).max(if path == Path::Amx { 32 } else { SLIVER });
     for first in (0..few.count).step_by(BLOCK) {
         let vectors = first..few.count.min(first + BLOCK);
@@ -83,8 +93,14 @@ fn block(
     width: usize,
 ) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if path == Path::Amx {
-        return cpu::amx::block(few, vectors, many, k, width);
+    match path {
+        Path::Amx => return cpu::amx::block(few, vectors, many, k, width),
+        Path::Avx512Bf16 => {
+            if let Some(values) = pairs::block(few, vectors.clone(), many, k, width) {
+                return values;
+            }
+        }
+        _ => {}
     }
     let count = vectors.len();
     let panels = pack_panels(few, vectors.start, count, k);

@@ -80,7 +80,7 @@ fn path_for(
     transpose: bool,
     how: Quantization,
 ) -> Option<Path> {
-    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Amx]);
+    let path = active_of(&[Path::Avx2, Path::Avx512, Path::Avx512Bf16, Path::Amx]);
     let on_cpu = current_device().kind == DeviceKind::Cpu;
     if path == Path::Reference || !on_cpu || !suits(x, w, scales, biases, transpose, how) {
         return None;

@@ -73,7 +73,7 @@ pub(crate) fn run<F: Loop>(path: Path, f: F) -> F::Output {
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => avx2::run(f),
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => avx512::run(f),
+        path if path >= Path::Avx512 => avx512::run(f),
         _ => f.run::<portable::Eight>(),
     }
 }

@@ -9,6 +9,9 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(crate) mod bf16;
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
@@ -30,7 +33,7 @@ const RUN: usize = 64;
 pub(crate) fn tile(path: Path, panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 | Path::Avx512 | Path::Amx => {
+        path if path >= Path::Avx2 => {
             let tile = if path == Path::Avx2 { avx2::tile } else { avx512::tile };
             for (panel, sliver) in panel.chunks(RUN * PANEL).zip(sliver.chunks(RUN * SLIVER)) {
                 tile(panel, sliver, rows, out, stride);
@@ -58,7 +61,7 @@ fn portable_tile(panel: &[f32], sliver: &[f32], rows: usize, out: &mut [f32], st
 pub(super) fn interleave(path: Path, lines: &[f32], out: &mut [f32]) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 | Path::Avx512 | Path::Amx => avx2::interleave(lines, out),
+        path if path >= Path::Avx2 => avx2::interleave(lines, out),
         _ => {
             let depth = lines.len() / SLIVER;
             for (i, out) in out.chunks_exact_mut(SLIVER).enumerate() {

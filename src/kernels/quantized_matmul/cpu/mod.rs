@@ -95,14 +95,14 @@ impl Lines for Matrix<'_> {
     fn read(&self, line: usize, start: usize, out: &mut [f32]) {
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 | Path::Avx512 | Path::Amx => avx2::decode(&self.w, line, start, out),
+            path if path >= Path::Avx2 => avx2::decode(&self.w, line, start, out),
             _ => portable::decode(&self.w, line, start, out),
         }
     }
 
-    /// Enough for a result in half precision.
+    /// Enough for a result in half precision. Floats of 4 and 8 bits times their scales are `bfloat16`.
     fn parts(&self) -> usize {
-        2
+        if self.w.how.mode == QuantizationMode::Affine { 2 } else { 1 }
     }
 }
 

@@ -151,7 +151,9 @@ impl QuantizedMatmul {
             to: Target<'_, T>,
         ) -> Vec<usize> {
             match path {
-                Path::Avx512 => avx2::tiles::product::<avx512::tiles::Tiles, T>(w, x, digits, to),
+                Path::Avx512 | Path::Avx512Bf16 => {
+                    avx2::tiles::product::<avx512::tiles::Tiles, T>(w, x, digits, to)
+                }
                 _ => avx2::tiles::product::<avx2::tiles::Tiles, T>(w, x, digits, to),
             }
         }
@@ -227,7 +229,7 @@ impl QuantizedMatmul {
     fn tiles(&self, count: usize) -> bool {
         let few = match self.path {
             Path::Avx2 => FEW_FIXED,
-            Path::Avx512 => FEW,
+            Path::Avx512 | Path::Avx512Bf16 => FEW,
             _ => return false,
         };
         self.transpose && self.how.mode != QuantizationMode::Mxfp8 && count > few
@@ -247,7 +249,7 @@ impl QuantizedMatmul {
                 avx2::product(weights, x, &mut values, grain, digits, fixed, float);
             }
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Amx => {
+            path if path >= Path::Avx512 => {
                 let float = |weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain| {
                     let product =
                         |w: &Weights<'_>, columns: &mut [f32]| avx512::float::product(w, x, columns, grain);
