@@ -4,7 +4,7 @@ use super::batch::{right_aligned, rows_from};
 use super::{check_fits, grow, positions, put};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernels::{Chain, Node};
+use crate::kernels::{Chain, Node, joined};
 
 /// Positions by which a cache grows.
 const STEP: i32 = 256;
@@ -128,16 +128,10 @@ impl KvCache {
 pub(super) fn append(store: Option<&Array>, new: &Array, offset: i32) -> Result<Array> {
     let end = offset + new.dim(2)?;
     let capacity = end.div_euclid(STEP) * STEP + if end % STEP == 0 { 0 } else { STEP };
-    let grown = match store {
-        Some(store) => {
-            check_fits(store, new)?;
-            if store.dim(2)? >= end {
-                store.clone()
-            } else {
-                grow(&positions(store, 0, offset)?, capacity - offset)?
-            }
-        }
-        None => return grow(new, capacity - end),
-    };
-    put(&grown, new, offset)
+    let Some(store) = store else { return grow(new, capacity - end) };
+    check_fits(store, new)?;
+    match store.dim(2)? >= end {
+        true => put(store, new, offset),
+        false => joined(&[&positions(store, 0, offset)?, new], capacity),
+    }
 }

@@ -29,6 +29,7 @@ mod ternary;
 mod top_k_sample;
 mod view;
 
+pub(crate) use append::joined;
 pub(crate) use attention::{Scores, attention, quantized_attention};
 pub(crate) use causal_conv::causal_conv;
 pub use chain::{Chain, Node};

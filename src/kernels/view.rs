@@ -188,6 +188,14 @@ impl<'a, T: Element> ViewRows<'a, T> {
         there.then(|| &self.memory[self.first(index)..][..self.len])
     }
 
+    /// Row number `index` and those after it along the second axis from the end, if the elements of each lie together: row `i`
+    /// of them begins at `at + i * stride`.
+    pub fn line(&self, index: usize) -> Option<Line<'a, T>> {
+        let &[.., stride, _] = self.strides else { return None };
+        let (memory, len) = (self.memory, self.len);
+        (self.step == 1).then(|| Line { memory, at: self.first(index), stride: stride as isize, len })
+    }
+
     /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
     pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
         let first = self.first(index);
@@ -199,6 +207,28 @@ impl<'a, T: Element> ViewRows<'a, T> {
             (0..self.len).map(|i| self.memory[first.wrapping_add_signed(i as isize * self.step as isize)]),
         );
         room
+    }
+}
+
+/// Rows of a view that are equally far apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Line<'a, T> {
+    memory: &'a [T],
+    at: usize,
+    stride: isize,
+    len: usize,
+}
+
+impl<'a, T> Line<'a, T> {
+    /// A single row.
+    pub fn one(row: &'a [T]) -> Self {
+        Self { memory: row, at: 0, stride: 0, len: row.len() }
+    }
+
+    /// Row `i`.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> &'a [T] {
+        &self.memory[self.at.wrapping_add_signed(i as isize * self.stride)..][..self.len]
     }
 }
 

@@ -319,7 +319,9 @@ impl Loop for Weigh<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) -> [f32; 2] {
         let max = math::maximum::<L, f32>(self.scores).max(self.sink);
-        let mut sum = math::exp_sum::<L>(self.scores, max);
+        let shift = L::splat(max);
+        math::map_in_place(self.scores, |score: L| score.sub(shift).exp());
+        let mut sum = math::sum::<L, f32>(self.scores, |weight| weight);
         if self.sink != f32::NEG_INFINITY {
             sum += (self.sink - max).exp();
         }

@@ -5,7 +5,7 @@
 
 mod cpu;
 
-pub(crate) use cpu::{Lanes, fetch, path, run};
+pub(crate) use cpu::{Lanes, fetch, fetch_at, path, run};
 use half::{bf16, f16};
 
 use crate::array::Element;
@@ -61,31 +61,42 @@ fn load<L: Lanes, T: Number>(from: &[T]) -> L {
     if from.len() >= L::WIDTH {
         return T::load(from);
     }
-    let mut padded = [T::ZERO; WIDEST];
-    padded[..from.len()].copy_from_slice(from);
-    T::load(&padded)
+    T::load(&padded(from))
 }
 
-/// As many as there is room for.
 #[inline(always)]
-fn store<L: Lanes, T: Number>(lanes: L, to: &mut [T]) {
-    if to.len() >= L::WIDTH {
-        return T::store(lanes, to);
-    }
+fn padded<T: Number>(from: &[T]) -> [T; WIDEST] {
     let mut padded = [T::ZERO; WIDEST];
-    T::store(lanes, &mut padded);
-    to.copy_from_slice(&padded[..to.len()]);
+    padded[..from.len()].copy_from_slice(from);
+    padded
 }
 
 // In each of the following `f` is called at one place, so that it is compiled into it: a closure on its own
-// would lack the instructions, and call a function for each.
+// would lack the instructions, and call a function for each. So that nothing else is decided for each vector, the last one
+// overlaps the one before it, and fewer numbers than a vector has are put into one.
 
 /// `out[i] = f(i, x[i])`, a vector at a time.
 #[inline(always)]
 pub(crate) fn map<L: Lanes, I: Number, O: Number>(x: &[I], out: &mut [O], f: impl Fn(usize, L) -> L) {
     let out = &mut out[..x.len()];
-    for at in (0..x.len()).step_by(L::WIDTH) {
-        store(f(at, load(&x[at..])), &mut out[at..]);
+    if x.is_empty() {
+        return;
+    }
+    let few = x.len() < L::WIDTH;
+    let (mut from, mut to) = ([I::ZERO; WIDEST], [O::ZERO; WIDEST]);
+    if few {
+        from[..x.len()].copy_from_slice(x);
+    }
+    {
+        let (x, out) = if few { (&from[..L::WIDTH], &mut to[..L::WIDTH]) } else { (x, &mut *out) };
+        let last = x.len() - L::WIDTH;
+        for at in (0..x.len()).step_by(L::WIDTH) {
+            let at = at.min(last);
+            O::store(f(at, I::load(&x[at..])), &mut out[at..]);
+        }
+    }
+    if few {
+        out.copy_from_slice(&to[..x.len()]);
     }
 }
 
@@ -93,16 +104,54 @@ pub(crate) fn map<L: Lanes, I: Number, O: Number>(x: &[I], out: &mut [O], f: imp
 #[inline(always)]
 pub(crate) fn zip<L: Lanes, I: Number, O: Number>(a: &[I], b: &[I], out: &mut [O], f: impl Fn(L, L) -> L) {
     let (b, out) = (&b[..a.len()], &mut out[..a.len()]);
-    for at in (0..a.len()).step_by(L::WIDTH) {
-        store(f(load(&a[at..]), load(&b[at..])), &mut out[at..]);
+    if a.is_empty() {
+        return;
+    }
+    let few = a.len() < L::WIDTH;
+    let (mut first, mut second, mut to) = ([I::ZERO; WIDEST], [I::ZERO; WIDEST], [O::ZERO; WIDEST]);
+    if few {
+        first[..a.len()].copy_from_slice(a);
+        second[..a.len()].copy_from_slice(b);
+    }
+    {
+        let (a, b, out) = match few {
+            true => (&first[..L::WIDTH], &second[..L::WIDTH], &mut to[..L::WIDTH]),
+            false => (a, b, &mut *out),
+        };
+        let last = a.len() - L::WIDTH;
+        for at in (0..a.len()).step_by(L::WIDTH) {
+            let at = at.min(last);
+            O::store(f(I::load(&a[at..]), I::load(&b[at..])), &mut out[at..]);
+        }
+    }
+    if few {
+        out.copy_from_slice(&to[..a.len()]);
     }
 }
 
 /// `x[i] = f(x[i])`, a vector at a time.
 #[inline(always)]
 pub(crate) fn map_in_place<L: Lanes>(x: &mut [f32], f: impl Fn(L) -> L) {
-    for at in (0..x.len()).step_by(L::WIDTH) {
-        store(f(load(&x[at..])), &mut x[at..]);
+    if x.is_empty() {
+        return;
+    }
+    let few = x.len() < L::WIDTH;
+    let mut room = [0.0; WIDEST];
+    if few {
+        room[..x.len()].copy_from_slice(x);
+    }
+    {
+        let x = if few { &mut room[..L::WIDTH] } else { &mut *x };
+        let last = x.len() - L::WIDTH;
+        // As it was before some of it is replaced.
+        let end = L::load(&x[last..]);
+        for at in (0..x.len()).step_by(L::WIDTH) {
+            let (at, lanes) = if at > last { (last, end) } else { (at, L::load(&x[at..])) };
+            f(lanes).store(&mut x[at..]);
+        }
+    }
+    if few {
+        x.copy_from_slice(&room[..x.len()]);
     }
 }
 
@@ -142,12 +191,30 @@ pub(crate) fn maximum<L: Lanes, I: Number>(x: &[I]) -> f32 {
     fold(x, f32::NEG_INFINITY, |x| x, L::max, f32::max)
 }
 
-/// Replaces each by `e^(x - max)`, and returns their sum: NaN where any is.
+/// `out[i] = e^(x[i] - max)`, and their sum: NaN where any is. `at_each` gets the number of each vector's first.
 #[inline(always)]
-pub(crate) fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
-    let max = L::splat(max);
-    map_in_place::<L>(x, |x| x.sub(max).exp());
-    sum::<L, f32>(x, |x| x)
+pub(crate) fn exp_sum<L: Lanes, I: Number>(
+    x: &[I],
+    max: f32,
+    out: &mut [f32],
+    at_each: impl Fn(usize),
+) -> f32 {
+    let (max, out) = (L::splat(max), &mut out[..x.len()]);
+    let whole = x.len() / L::WIDTH * L::WIDTH;
+    let mut parts = [L::splat(0.0); 4];
+    for start in (0..whole).step_by(4 * L::WIDTH) {
+        for (part, at) in parts.iter_mut().zip((start..whole).step_by(L::WIDTH)) {
+            at_each(at);
+            let y = I::load::<L>(&x[at..]).sub(max).exp();
+            y.store(&mut out[at..]);
+            *part = part.add(y);
+        }
+    }
+    let mut last = [0.0; WIDEST];
+    I::load::<L>(&padded(&x[whole..])).sub(max).exp().store(&mut last);
+    let rest = &mut out[whole..];
+    rest.copy_from_slice(&last[..rest.len()]);
+    rest.iter().fold(parts[0].add(parts[1]).add(parts[2].add(parts[3])).sum(), |all, one| all + one)
 }
 
 /// `e^x` to about one unit in the last place.
@@ -190,10 +257,33 @@ pub(crate) fn zip_to_two<L: Lanes, T: Number>(
     f: impl Fn(usize, L, L) -> (L, L),
 ) {
     let (b, low, high) = (&b[..a.len()], &mut low[..a.len()], &mut high[..a.len()]);
-    for at in (0..a.len()).step_by(L::WIDTH) {
-        let (y, z) = f(at, load(&a[at..]), load(&b[at..]));
-        store(y, &mut low[at..]);
-        store(z, &mut high[at..]);
+    if a.is_empty() {
+        return;
+    }
+    let few = a.len() < L::WIDTH;
+    let (mut from_a, mut from_b) = ([T::ZERO; WIDEST], [T::ZERO; WIDEST]);
+    let (mut to_low, mut to_high) = ([T::ZERO; WIDEST], [T::ZERO; WIDEST]);
+    if few {
+        from_a[..a.len()].copy_from_slice(a);
+        from_b[..a.len()].copy_from_slice(b);
+    }
+    {
+        let (a, b) = if few { (&from_a[..L::WIDTH], &from_b[..L::WIDTH]) } else { (a, b) };
+        let (low, high) = match few {
+            true => (&mut to_low[..L::WIDTH], &mut to_high[..L::WIDTH]),
+            false => (&mut *low, &mut *high),
+        };
+        let last = a.len() - L::WIDTH;
+        for at in (0..a.len()).step_by(L::WIDTH) {
+            let at = at.min(last);
+            let (y, z) = f(at, T::load(&a[at..]), T::load(&b[at..]));
+            T::store(y, &mut low[at..]);
+            T::store(z, &mut high[at..]);
+        }
+    }
+    if few {
+        low.copy_from_slice(&to_low[..a.len()]);
+        high.copy_from_slice(&to_high[..a.len()]);
     }
 }
 
@@ -204,9 +294,9 @@ pub(crate) fn rms_factor<L: Lanes, I: Number>(x: &[I], eps: f32) -> f32 {
 }
 
 /// Each number rounded to nearest, ties to even.
-pub(crate) fn convert<T: Number>(from: &[f32], to: &mut [T]) {
-    struct Convert<'a, T>(&'a [f32], &'a mut [T]);
-    impl<T: Number> Loop for Convert<'_, T> {
+pub(crate) fn convert<I: Number, O: Number>(from: &[I], to: &mut [O]) {
+    struct Convert<'a, I, O>(&'a [I], &'a mut [O]);
+    impl<I: Number, O: Number> Loop for Convert<'_, I, O> {
         type Output = ();
 
         #[inline(always)]

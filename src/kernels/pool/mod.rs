@@ -43,6 +43,12 @@ pub fn set_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
+/// How much of `total` a thread takes at a time, of which `least` is worth another thread: more of more, so that what it works on
+/// lies together, and several times each thread's share.
+pub(crate) fn share(total: usize, least: usize) -> usize {
+    (total / (8 * threads())).clamp(least, 16 * least)
+}
+
 /// Calls `work` with each piece of `out`, of `size` elements but the last, and its number; in any order
 /// and on any thread. What is one piece stays on this thread.
 pub(crate) fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {

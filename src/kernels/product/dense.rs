@@ -1,12 +1,11 @@
 //! Floating-point operands with any strides.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::Lines;
 use crate::array::Dtype;
 use crate::error::Result;
-use crate::kernels::View;
+use crate::kernels::{View, math};
 
 /// Floating-point numbers as stored.
 #[derive(Clone, Copy)]
@@ -50,8 +49,8 @@ impl<'a> Numbers<'a> {
         let range = at..at + out.len();
         match self {
             Self::Float32(all) => out.copy_from_slice(&all[range]),
-            Self::Float16(all) => all[range].convert_to_f32_slice(out),
-            Self::Bfloat16(all) => out.iter_mut().zip(&all[range]).for_each(|(out, x)| *out = number(*x)),
+            Self::Float16(all) => math::convert(&all[range], out),
+            Self::Bfloat16(all) => math::convert(&all[range], out),
         }
     }
 }

@@ -14,7 +14,6 @@ mod sums;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use cpu::bf16::{DEPTH as PAIRS, ROWS, join_pairs, multiply as multiply_pairs};
-#[cfg(target_arch = "x86_64")]
 pub(crate) use cpu::shared::strips;
 pub(crate) use cpu::{PANEL, SLIVER, tile};
 pub(crate) use dense::{Dense, Numbers, Picked, number};

@@ -47,9 +47,9 @@ impl Lines for Pairs<'_> {
             if side.across {
                 let (first, second) = (&mut first[..out.len()], &mut second[..out.len()]);
                 side.lines.read(2 * line, start, first);
-                match 2 * line + 1 < k {
-                    true => side.lines.read(2 * line + 1, start, second),
-                    false => second.fill(0.0),
+                // Or the zeros that it begins as.
+                if 2 * line + 1 < k {
+                    side.lines.read(2 * line + 1, start, second);
                 }
                 far |= join(first, second, out);
             } else {
@@ -93,10 +93,18 @@ pub(super) fn block(
             multiply(rows, &slivers[..filled.next_multiple_of(SLIVER) * depth], [depth, depth], sums, width);
         }
     });
-    // Each product or sum that is taken for zero is below 2^-126: too little to count, unless the result is small too.
-    const SMALL: f32 = 1.0 / (1u128 << 96) as f32;
-    let lost = (few.are_far() || wide.are_far()) && values.iter().any(|value| value.abs() < SMALL);
+    let lost = (few.are_far() || wide.are_far()) && any_small(&values, [count, width, many.count]);
     (!lost).then_some(values)
+}
+
+/// Whether any of `[n / width, count, width]` sums is so small that the products and sums that were taken for zeros, each below
+/// 2^-126, may count.
+fn any_small(values: &[f32], [count, width, n]: [usize; 3]) -> bool {
+    const SMALL: f32 = 1.0 / (1u128 << 96) as f32;
+    values.chunks_exact(count * width).zip((0..n).step_by(width)).any(|(strip, first)| {
+        let filled = width.min(n - first);
+        strip.chunks_exact(width).any(|row| row[..filled].iter().any(|value| value.abs() < SMALL))
+    })
 }
 
 /// `[pairs / DEPTH, count, DEPTH]`, and any numbers where a row or a multiple of [`ROWS`] has more.

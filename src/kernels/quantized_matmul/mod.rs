@@ -147,9 +147,14 @@ pub(super) fn product_of_ternary(
     let how = Quantization::affine(group_size as i32, bits);
     let codes = bytemuck::cast_slice(w.as_slice::<u32>()?);
     let (scales, biases) = (Scales::Float32(&scales), Some(Scales::Float32(&biases)));
-    let w = Matrix { w: Weights { codes, scales, biases, how, n, k }, path };
+    let w = Weights { codes, scales, biases, how, n, k };
     let all: Vec<_> = (0..x.size() / k).map(|row| [row, row]).collect();
-    QuantizedMatmul { how, path, transpose: true, picked: false }.rows(w, x, &all, out)
+    QuantizedMatmul { how, path, transpose: true, picked: false }.rows(
+        &[w],
+        x,
+        &all,
+        std::slice::from_mut(out),
+    )
 }
 
 impl QuantizedMatmul {

@@ -1,7 +1,7 @@
 //! Products of one `x` with several matrices, such as those of queries, keys and values: `x` is read and laid out once,
 //! and threads share the rows of all matrices.
 
-use super::cpu::{Batch, FEW};
+use super::cpu::Batch;
 use super::{NAME, QuantizedMatmul, path_for, quantized_matmul};
 use crate::array::Array;
 use crate::error::{Error, Result};
@@ -26,15 +26,14 @@ pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization)
     }
 }
 
-/// The path of a few rows of `x` by all of them, if there is one for each and they are stored alike.
+/// The path of `x` by all of them, if there is one for each and they are stored alike.
 fn shared_path(x: &impl Shaped, all: &[Parts<'_>], how: Quantization) -> Option<Path> {
     let path = |&(w, scales, biases): &Parts<'_>| {
         path_for(x, w, scales, biases, true, how).filter(|_| w.ndim() == 2)
     };
     let paths = all.iter().map(path).collect::<Option<Vec<_>>>()?;
-    let rows = x.shape().split_last().map_or(0, |(_, rows)| rows.iter().product());
     let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
-    paths.first().copied().filter(|_| alike && (1..=FEW as i32).contains(&rows))
+    paths.first().copied().filter(|_| alike)
 }
 
 impl Chain {

@@ -12,6 +12,8 @@ use half::{bf16, f16};
 use super::chain::{Chain, Node, Shaped};
 use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
+use super::product::strips;
+use super::view::Line;
 use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
@@ -23,6 +25,8 @@ use crate::ops;
 const WORK: usize = 1 << 14;
 /// Rows between the one that turns and the one that is fetched.
 const AHEAD: usize = 8;
+/// Positions from which on threads take all heads of some of them, and how many at most.
+const LONG: usize = 64;
 const NAME: &str = "rope";
 
 /// How dimensions turn.
@@ -132,8 +136,8 @@ fn reference(x: &Array, turn: Turn, offset: &Array, periods: Option<&Array>) -> 
 }
 
 thread_local! {
-    /// The angles that this thread computed last, if they are few, and of what: those of a token are the same in all
-    /// layers.
+    /// The angles that this thread computed last, unless they are very many, and of what: those of a token or a prompt are the
+    /// same in all layers.
     static LAST: RefCell<Option<(Places, Rc<[f32]>)>> = const { RefCell::new(None) };
 }
 
@@ -147,7 +151,7 @@ struct Places {
 }
 
 /// Angles that are worth keeping, at most.
-const KEPT: usize = 1 << 12;
+const KEPT: usize = 1 << 19;
 
 struct Rope {
     path: Path,
@@ -225,61 +229,112 @@ impl Rope {
         let angles = self.known_angles(offsets, length, width, periods);
         let angles = &angles[..];
         let per_batch = x.size() / n / shape[0] as usize;
-        let grain = WORK.div_ceil(n);
-        pool::for_each_piece(out.as_mut_slice::<T>()?, grain * n, |piece, out| {
-            let mut room = Vec::new();
-            for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                let row = piece * grain + i;
-                // Rows of one head may be far apart.
-                if let Some(soon) = rows.lying(row + AHEAD) {
-                    math::fetch(soon);
+        let how = How {
+            norm: self.eps.map(|eps| (&weight[..], eps)),
+            width,
+            dims,
+            traditional: self.turn.traditional,
+        };
+        let of_row = |row: usize| {
+            let sequence = if offsets.len() == 1 { 0 } else { row / per_batch };
+            &angles[(sequence * length + row % length) * 2 * width..]
+        };
+        let out = out.as_mut_slice::<T>()?;
+        if length < LONG || rows.line(0).is_none() {
+            let grain = WORK.div_ceil(n);
+            pool::for_each_piece(out, grain * n, |piece, out| {
+                let mut room = Vec::new();
+                for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                    let row = piece * grain + i;
+                    let x = Line::one(rows.get(row, &mut room));
+                    math::run(self.path, Positions { how, x, next: None, angles: of_row(row), out });
                 }
-                let sequence = if offsets.len() == 1 { 0 } else { row / per_batch };
-                let angles = &angles[(sequence * length + row % length) * 2 * width..][..2 * width];
-                let norm = self.eps.map(|eps| (weight.as_slice(), eps));
-                let (x, traditional) = (rows.get(row, &mut room), self.turn.traditional);
-                math::run(self.path, Row { x, norm, angles: angles.split_at(width), dims, traditional, out });
+            });
+            return Ok(());
+        }
+        // The same positions of all heads, so that their angles stay near.
+        let heads = x.size() / n / length;
+        let strip = (pool::share(x.size(), WORK) / (heads * n)).clamp(1, LONG);
+        pool::for_each_piece(&mut strips(out, length * n, strip * n), 1, |_, strips| {
+            for strip in strips {
+                let first = strip.columns().start / n;
+                for head in 0..heads {
+                    let row = head * length + first;
+                    let (Some(x), next) =
+                        (rows.line(row), rows.line(row + length).filter(|_| head + 1 < heads))
+                    else {
+                        continue;
+                    };
+                    math::run(
+                        self.path,
+                        Positions { how, x, next, angles: of_row(row), out: strip.row(head) },
+                    );
+                }
             }
         });
         Ok(())
     }
 }
 
-/// A row of which the first `dims` turn.
-struct Row<'a, T> {
-    x: &'a [T],
+/// How rows turn, and what they are multiplied with before.
+#[derive(Clone, Copy)]
+struct How<'a> {
     norm: Option<(&'a [f32], f32)>,
-    angles: (&'a [f32], &'a [f32]),
+    /// Of cosines and of sines.
+    width: usize,
+    /// How many numbers of a row turn, from the first.
     dims: usize,
     traditional: bool,
+}
+
+/// Rows of positions that follow each other, as their angles do.
+struct Positions<'a, T> {
+    how: How<'a>,
+    x: Line<'a, T>,
+    /// Rows that come after these, if any: they may be far apart, so that they are brought near meanwhile.
+    next: Option<Line<'a, T>>,
+    angles: &'a [f32],
     out: &'a mut [T],
 }
 
-impl<T: Number> Loop for Row<'_, T> {
+impl<T: Number> Loop for Positions<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { x, angles: (cosines, sines), dims, .. } = self;
-        let norm = self.norm.map(|(weight, eps)| (weight, L::splat(math::rms_factor::<L, T>(x, eps))));
-        let (turning, staying) = x.split_at(dims);
-        let (out, rest) = self.out.split_at_mut(dims);
-        if self.traditional {
-            math::map(turning, out, |i, x: L| {
-                let x = normed(norm, i, x);
-                x.mul_add(L::load(&cosines[i..]), x.swap_pairs().mul(L::load(&sines[i..])))
-            });
-        } else {
-            let half = dims / 2;
-            let (first, second) = turning.split_at(half);
-            let (low, high) = out.split_at_mut(half);
-            math::zip_to_two(first, second, low, high, |i, a: L, b: L| {
-                let (a, b) = (normed(norm, i, a), normed(norm, half + i, b));
-                let (cos, sin) = (L::load(&cosines[i..]), L::load(&sines[i..]));
-                (a.mul(cos).sub(b.mul(sin)), a.mul_add(sin, b.mul(cos)))
-            });
+        let Self { how: How { norm, width, dims, traditional }, x, next, angles, out } = self;
+        let n = x.row(0).len();
+        let count = out.len() / n;
+        for ((i, out), angles) in out.chunks_exact_mut(n).enumerate().zip(angles.chunks_exact(2 * width)) {
+            match (i + AHEAD).checked_sub(count) {
+                None => math::fetch(x.row(i + AHEAD)),
+                Some(beyond) => {
+                    if let Some(next) = next.filter(|_| beyond < count) {
+                        math::fetch(next.row(beyond));
+                    }
+                }
+            }
+            let (turning, staying) = x.row(i).split_at(dims);
+            let norm = norm.map(|(weight, eps)| (weight, L::splat(math::rms_factor::<L, T>(x.row(i), eps))));
+            let (cosines, sines) = angles.split_at(width);
+            let (out, rest) = out.split_at_mut(dims);
+            if traditional {
+                math::map(turning, out, |i, x: L| {
+                    let x = normed(norm, i, x);
+                    x.mul_add(L::load(&cosines[i..]), x.swap_pairs().mul(L::load(&sines[i..])))
+                });
+            } else {
+                let half = dims / 2;
+                let (first, second) = turning.split_at(half);
+                let (low, high) = out.split_at_mut(half);
+                math::zip_to_two(first, second, low, high, |i, a: L, b: L| {
+                    let (a, b) = (normed(norm, i, a), normed(norm, half + i, b));
+                    let (cos, sin) = (L::load(&cosines[i..]), L::load(&sines[i..]));
+                    (a.mul(cos).sub(b.mul(sin)), a.mul_add(sin, b.mul(cos)))
+                });
+            }
+            math::map(staying, rest, |i, x: L| normed(norm, dims + i, x));
         }
-        math::map(staying, rest, |i, x: L| normed(norm, dims + i, x));
     }
 }
 

@@ -151,7 +151,7 @@ impl Rows {
             numbers.read(origin, &mut vector[..n]);
         }
         let [weight, bias] = &vectors;
-        let grain = WORK.div_ceil(n);
+        let grain = pool::share(inputs[0].size(), WORK).div_ceil(n);
         let path = self.path;
         if let Op::AddRmsNorm { eps } = self.op {
             let (added, [sums, out]) = (inputs[2].rows::<I>()?, outputs) else {
@@ -164,23 +164,28 @@ impl Rows {
                     let [a, b] = &mut rooms;
                     let (x, y) = (rows.get(piece * grain + i, a), added.get(piece * grain + i, b));
                     math::run(path, add::Row { x, y, sum });
-                    math::run(path, RmsNorm { x: sum, weight, eps, out });
+                    math::run(path, RmsNorm { x: sum, weight, eps, out, next: &[] });
                 }
             });
             return Ok(());
         }
         pool::for_each_piece(outputs[0].as_mut_slice::<O>()?, grain * n, |piece, out| {
             let (mut room, mut scratch) = (Vec::new(), Vec::new());
+            let last = out.len() / n - 1;
             for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                let x = rows.get(piece * grain + i, &mut room);
+                let row = piece * grain + i;
+                let x = rows.get(row, &mut room);
+                let next = if i < last { rows.lying(row + 1).unwrap_or_default() } else { &[] };
                 match self.op {
                     Op::RmsNorm { eps } | Op::AddRmsNorm { eps } => {
-                        math::run(path, RmsNorm { x, weight, eps, out });
+                        math::run(path, RmsNorm { x, weight, eps, out, next });
                     }
-                    Op::LayerNorm { eps, .. } => math::run(path, LayerNorm { x, weight, bias, eps, out }),
+                    Op::LayerNorm { eps, .. } => {
+                        math::run(path, LayerNorm { x, weight, bias, eps, out, next });
+                    }
                     Op::Softmax => {
                         scratch.resize(n, 0.0);
-                        math::run(path, Softmax { x, scratch: &mut scratch, out });
+                        math::run(path, Softmax { x, scratch: &mut scratch, out, next });
                     }
                 }
             }
@@ -194,6 +199,8 @@ struct RmsNorm<'a, I, O> {
     weight: &'a [f32],
     eps: f32,
     out: &'a mut [O],
+    /// The row that comes next, which is brought near meanwhile.
+    next: &'a [I],
 }
 
 impl<I: Number, O: Number> Loop for RmsNorm<'_, I, O> {
@@ -202,7 +209,10 @@ impl<I: Number, O: Number> Loop for RmsNorm<'_, I, O> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let factor = L::splat(math::rms_factor::<L, I>(self.x, self.eps));
-        math::map(self.x, self.out, |i, x: L| x.mul(factor).mul(L::load(&self.weight[i..])));
+        math::map(self.x, self.out, |i, x: L| {
+            math::fetch_at(self.next, i);
+            x.mul(factor).mul(L::load(&self.weight[i..]))
+        });
     }
 }
 
@@ -212,6 +222,8 @@ struct LayerNorm<'a, I, O> {
     bias: &'a [f32],
     eps: f32,
     out: &'a mut [O],
+    /// The row that comes next, which is brought near meanwhile.
+    next: &'a [I],
 }
 
 impl<I: Number, O: Number> Loop for LayerNorm<'_, I, O> {
@@ -224,6 +236,7 @@ impl<I: Number, O: Number> Loop for LayerNorm<'_, I, O> {
         let squares = math::sum::<L, I>(self.x, |x| x.sub(mean).mul(x.sub(mean)));
         let factor = L::splat(1.0 / (squares / count + self.eps).sqrt());
         math::map(self.x, self.out, |i, x: L| {
+            math::fetch_at(self.next, i);
             let (weight, bias) = (L::load(&self.weight[i..]), L::load(&self.bias[i..]));
             x.sub(mean).mul(factor).mul_add(weight, bias)
         });
@@ -234,6 +247,8 @@ struct Softmax<'a, I, O> {
     x: &'a [I],
     scratch: &'a mut [f32],
     out: &'a mut [O],
+    /// The row that comes next, which is brought near meanwhile.
+    next: &'a [I],
 }
 
 impl<I: Number, O: Number> Loop for Softmax<'_, I, O> {
@@ -241,9 +256,9 @@ impl<I: Number, O: Number> Loop for Softmax<'_, I, O> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let max = L::splat(math::maximum::<L, I>(self.x));
-        math::map(self.x, self.scratch, |_, x: L| x.sub(max).exp());
-        let factor = L::splat(1.0 / math::sum::<L, f32>(self.scratch, |e| e));
+        let max = math::maximum::<L, I>(self.x);
+        let sum = math::exp_sum::<L, I>(self.x, max, self.scratch, |i| math::fetch_at(self.next, i));
+        let factor = L::splat(1.0 / sum);
         math::map(self.scratch, self.out, |_, e: L| e.mul(factor));
     }
 }

@@ -13,6 +13,7 @@ pub(super) fn run<F: Loop>(f: F) -> F::Output {
 }
 
 /// As [`super::fetch`], for any CPU of x86-64.
+#[inline(always)]
 pub(super) fn fetch<T>(numbers: &[T]) {
     const LINE: usize = 64;
     for at in (0..size_of_val(numbers)).step_by(LINE) {

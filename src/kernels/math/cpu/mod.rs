@@ -78,7 +78,16 @@ pub(crate) fn run<F: Loop>(path: Path, f: F) -> F::Output {
     }
 }
 
+/// Brings number `at` near, if there is one, and its neighbours.
+#[inline(always)]
+pub(crate) fn fetch_at<T>(numbers: &[T], at: usize) {
+    if let Some(number) = numbers.get(at) {
+        fetch(std::slice::from_ref(number));
+    }
+}
+
 /// Brings numbers near that are needed soon.
+#[inline(always)]
 pub(crate) fn fetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
     avx2::fetch(numbers);

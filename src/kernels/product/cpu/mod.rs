@@ -13,7 +13,6 @@ pub(crate) mod avx512;
 #[allow(unsafe_code)]
 pub(crate) mod bf16;
 
-#[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub(crate) mod shared;
 

@@ -9,7 +9,7 @@ mod avx512;
 mod portable;
 mod run;
 
-pub(super) use run::{FEW, NAME, QuantizedMatmul};
+pub(super) use run::{NAME, QuantizedMatmul};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

@@ -6,6 +6,8 @@ use super::{Batch, Matrix, Weights, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::array::Dtype;
+#[cfg(target_arch = "x86_64")]
+use crate::array::Element;
 use crate::error::Result;
 use crate::kernels::path::Path;
 use crate::kernels::product::{Lines, Numbers, Side, Sums, picks, product};
@@ -17,7 +19,7 @@ use crate::ops::{Quantization, QuantizationMode};
 /// The name of the operation.
 pub const NAME: &str = "quantized_matmul";
 /// Rows of `x` that meet the codes of the weights. For more, weights are decoded once for all.
-pub const FEW: usize = 12;
+const FEW: usize = 12;
 /// Rows of `x` in fixed point that meet the codes one by one. For more, codes are unpacked once for all.
 #[cfg(target_arch = "x86_64")]
 const FEW_FIXED: usize = 2;
@@ -54,30 +56,32 @@ impl QuantizedMatmul {
             out.bytes_mut().fill(0);
             return Ok(());
         }
-        let matrix = |index| Matrix { w: weights.matrix(index), path: self.path };
+        let outs = std::slice::from_mut(out);
         let &[ref batch @ .., k] = x.shape() else { return Ok(()) };
         let [left, right] = indices else {
             let all: Vec<_> = (0..x.size() / k as usize).map(|row| [row, row]).collect();
-            return self.rows(matrix(0), x, &all, out);
+            return self.rows(&[weights.matrix(0)], x, &all, outs);
         };
         let m = batch.last().map_or(1, |&m| m as usize);
         let all = picks(NAME, left, right, [x.size() / (m * k as usize), weights.count])?;
         for same in all.chunk_by(|a, b| a.right == b.right) {
             let rows = same.iter().flat_map(|pick| (0..m).map(|i| [pick.left * m + i, pick.out * m + i]));
-            self.rows(matrix(same[0].right), x, &rows.collect::<Vec<_>>(), out)?;
+            self.rows(&[weights.matrix(same[0].right)], x, &rows.collect::<Vec<_>>(), outs)?;
         }
         Ok(())
     }
 
-    /// Rows of `x`, and the rows of the result that they give with matrix `w`.
+    /// Rows of `x`, and the rows of the results that they give with each of `weights`, which are quantized alike and of one
+    /// length; the results are of one dtype.
     pub fn rows(
         &self,
-        w: Matrix<'_>,
+        weights: &[Weights<'_>],
         x: &View<'_>,
         pairs: &[[usize; 2]],
-        out: &mut ViewMut<'_>,
+        outs: &mut [ViewMut<'_>],
     ) -> Result<()> {
-        let (k, n) = if self.transpose { (w.w.k, w.w.n) } else { (w.w.n, w.w.k) };
+        let (Some(w), Some(out)) = (weights.first(), outs.first()) else { return Ok(()) };
+        let k = if self.transpose { w.k } else { w.n };
         let (digits, out_dtype) = (digits(out.dtype()), out.dtype());
         for pairs in pairs.chunks(BLOCK) {
             let mut values = scratch::take(pairs.len() * k);
@@ -91,32 +95,39 @@ impl QuantizedMatmul {
             let powers = moderate(&mut values, k);
             #[cfg(target_arch = "x86_64")]
             if let Some(digits) = digits.filter(|_| self.tiles(pairs.len())) {
-                self.tiled(&w, &values, digits, &powers, out, &|m| pairs[m][1])?;
+                self.tiled(weights, &values, digits, &powers, outs, &|m| pairs[m][1])?;
                 continue;
             }
-            let mut result = Ok(());
-            let mut store = |sums: &Sums| {
+            let in_order = pairs.windows(2).all(|pair| pair[0][1] + 1 == pair[1][1]);
+            let store = |sums: &Sums, out: &mut ViewMut<'_>| {
                 let finish = |m: usize, _: usize, row: &mut [f32]| {
                     if powers[m] != 1.0 {
                         row.iter_mut().for_each(|sum| *sum /= powers[m]);
                     }
                 };
-                let in_order = pairs.windows(2).all(|pair| pair[0][1] + 1 == pair[1][1]);
-                let stored = if in_order {
-                    sums.store(out, pairs[0][1] * n, n, finish)
-                } else {
-                    sums.scatter(out, n, finish, |m| pairs[m][1])
-                };
-                if result.is_ok() {
-                    result = stored;
+                let n = out.shape().last().map_or(0, |&n| n as usize);
+                match in_order {
+                    _ if n == 0 => Ok(()),
+                    true => sums.store(out, pairs[0][1] * n, n, finish),
+                    false => sums.scatter(out, n, finish, |m| pairs[m][1]),
                 }
             };
             if self.transpose && pairs.len() <= FEW {
-                self.by_row(&[w.w], &values, digits).iter().for_each(&mut store);
-            } else {
-                self.many(&w, &values, x.dtype(), out_dtype, &mut store);
+                let all = self.by_row(weights, &values, digits);
+                all.iter().zip(&mut *outs).try_for_each(|(sums, out)| store(sums, out))?;
+                continue;
             }
-            result?;
+            for (&w, out) in weights.iter().zip(&mut *outs) {
+                let mut result = Ok(());
+                let w = Matrix { w, path: self.path };
+                self.many(&w, &values, x.dtype(), out_dtype, &mut |sums| {
+                    let stored = store(sums, out);
+                    if result.is_ok() {
+                        result = stored;
+                    }
+                });
+                result?;
+            }
         }
         Ok(())
     }
@@ -132,40 +143,43 @@ impl QuantizedMatmul {
         product(path, x, w, k, store);
     }
 
-    /// Rows of `x` by codes that are unpacked once for all of them. Row `m` of the product is row `place(m)` of the result.
+    /// Rows of `x` by codes that are unpacked once for all of them. Row `m` of a product is row `place(m)` of the result.
     #[cfg(target_arch = "x86_64")]
     fn tiled(
         &self,
-        w: &Matrix<'_>,
+        weights: &[Weights<'_>],
         x: &[f32],
         digits: u32,
         powers: &[f32],
-        out: &mut ViewMut<'_>,
+        outs: &mut [ViewMut<'_>],
         place: &(dyn Fn(usize) -> usize + Sync),
     ) -> Result<()> {
+        fn slices<'a, T: Element>(outs: &'a mut [ViewMut<'_>]) -> Result<Vec<&'a mut [T]>> {
+            outs.iter_mut().map(|out| out.as_mut_slice()).collect()
+        }
         fn put<T: Send>(
             path: Path,
-            w: &Weights<'_>,
+            weights: &[Weights<'_>],
             x: &[f32],
             digits: u32,
             to: Target<'_, T>,
         ) -> Vec<usize> {
             match path {
                 Path::Avx512 | Path::Avx512Bf16 => {
-                    avx2::tiles::product::<avx512::tiles::Tiles, T>(w, x, digits, to)
+                    avx2::tiles::product::<avx512::tiles::Tiles, T>(weights, x, digits, to)
                 }
-                _ => avx2::tiles::product::<avx2::tiles::Tiles, T>(w, x, digits, to),
+                _ => avx2::tiles::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
             }
         }
-        let (k, n) = (w.w.k, w.w.n);
-        let rows = match out.dtype() {
+        let (k, dtype) = (weights[0].k, outs[0].dtype());
+        let rows = match dtype {
             Dtype::Float16 => {
-                let to = Target { out: out.as_mut_slice()?, place, powers, cast: to_f16 };
-                put(self.path, &w.w, x, digits, to)
+                let to = Target { outs: slices(outs)?, place, powers, cast: to_f16 };
+                put(self.path, weights, x, digits, to)
             }
             _ => {
-                let to = Target { out: out.as_mut_slice()?, place, powers, cast: to_bf16 };
-                put(self.path, &w.w, x, digits, to)
+                let to = Target { outs: slices(outs)?, place, powers, cast: to_bf16 };
+                put(self.path, weights, x, digits, to)
             }
         };
         if rows.is_empty() {
@@ -173,55 +187,36 @@ impl QuantizedMatmul {
         }
         // Those that do not fit in fixed point.
         let some: Vec<f32> = rows.iter().flat_map(|&m| &x[m * k..][..k]).copied().collect();
-        let mut result = Ok(());
-        let dtype = out.dtype();
-        let mut store = |sums: &Sums| {
-            let finish = |m: usize, _: usize, row: &mut [f32]| {
-                row.iter_mut().for_each(|sum| *sum /= powers[rows[m]]);
+        for (&w, out) in weights.iter().zip(outs).filter(|(w, _)| w.n > 0) {
+            let mut result = Ok(());
+            let mut store = |sums: &Sums| {
+                let finish = |m: usize, _: usize, row: &mut [f32]| {
+                    row.iter_mut().for_each(|sum| *sum /= powers[rows[m]]);
+                };
+                let stored = sums.scatter(out, w.n, finish, |m| place(rows[m]));
+                if result.is_ok() {
+                    result = stored;
+                }
             };
-            let stored = sums.scatter(out, n, finish, |m| place(rows[m]));
-            if result.is_ok() {
-                result = stored;
+            if x.len() / k <= FEW {
+                self.by_row(&[w], &some, None).iter().for_each(&mut store);
+            } else {
+                self.many(&Matrix { w, path: self.path }, &some, dtype, dtype, &mut store);
             }
-        };
-        if x.len() / k <= FEW {
-            self.by_row(&[w.w], &some, None).iter().for_each(&mut store);
-        } else {
-            self.many(w, &some, dtype, dtype, &mut store);
+            result?;
         }
-        result
+        Ok(())
     }
 
-    /// Few rows of `x` by each of `weights`, which are quantized alike and of one length; the results are of one dtype.
+    /// All rows of `x` by each of `weights`, which are quantized alike and of one length; the results are of one dtype.
     pub fn together(&self, weights: &[Weights<'_>], x: &View<'_>, outs: &mut [ViewMut<'_>]) -> Result<()> {
-        let (Some(first), Some(out)) = (weights.first(), outs.first()) else { return Ok(()) };
-        let (k, digits) = (first.k, digits(out.dtype()));
+        let k = weights.first().map_or(0, |w| w.k);
         if x.size() == 0 || k == 0 {
             outs.iter_mut().for_each(|out| out.bytes_mut().fill(0));
             return Ok(());
         }
-        let mut values = vec![0.0; x.size()];
-        let (numbers, origin) = Numbers::of(x)?;
-        numbers.read(origin, &mut values);
-        let powers = moderate(&mut values, k);
-        #[cfg(target_arch = "x86_64")]
-        if let Some(digits) = digits.filter(|_| self.tiles(powers.len())) {
-            for (&w, out) in weights.iter().zip(outs) {
-                self.tiled(&Matrix { w, path: self.path }, &values, digits, &powers, out, &|m| m)?;
-            }
-            return Ok(());
-        }
-        for (sums, out) in self.by_row(weights, &values, digits).iter().zip(outs) {
-            let power = |m: usize, _: usize, row: &mut [f32]| {
-                if powers[m] != 1.0 {
-                    row.iter_mut().for_each(|sum| *sum /= powers[m]);
-                }
-            };
-            if !sums.columns().is_empty() {
-                sums.store(out, 0, sums.columns().len(), power)?;
-            }
-        }
-        Ok(())
+        let all: Vec<_> = (0..x.size() / k).map(|row| [row, row]).collect();
+        self.rows(weights, x, &all, outs)
     }
 
     /// Whether so many rows in fixed point meet unpacked codes.

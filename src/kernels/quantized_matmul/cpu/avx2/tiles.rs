@@ -28,10 +28,10 @@ const NEAR: usize = 1 << 17;
 /// Groups of [`DEPTH`], at most, and as many as are read beyond them.
 const GROUPS: usize = DEPTH / 16 + 8;
 
-/// Where a product goes.
+/// Where products go.
 pub struct Target<'a, T> {
-    /// Rows as long as there are columns.
-    pub out: &'a mut [T],
+    /// Of each matrix, rows as long as there are columns.
+    pub outs: Vec<&'a mut [T]>,
     /// Which of them each row of the product is.
     pub place: &'a (dyn Fn(usize) -> usize + Sync),
     /// What each row of the product is divided by.
@@ -61,32 +61,38 @@ pub trait Tile {
     );
 }
 
-/// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most. Returns which rows do not fit in fixed point: what
-/// is stored of them is nothing.
-pub fn product<S: Tile, T: Send>(w: &Weights<'_>, x: &[f32], digits: u32, to: Target<'_, T>) -> Vec<usize> {
-    match (w.how.mode, w.how.bits) {
-        (QuantizationMode::Affine, 1) => product_of::<S, Bits<1>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, 2) => product_of::<S, Bits<2>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, 3) => product_of::<S, Bits<3>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, 4) => product_of::<S, Bits<4>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, 5) => product_of::<S, Bits<5>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, 6) => product_of::<S, Bits<6>, T>(w, x, digits, to),
-        (QuantizationMode::Affine, _) => product_of::<S, Bits<8>, T>(w, x, digits, to),
-        _ => product_of::<S, Float4, T>(w, x, digits, to),
-    }
-}
-
-fn product_of<S: Tile, C: Codes, T: Send>(
-    w: &Weights<'_>,
+/// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most, and of matrices that are quantized alike. Returns
+/// which rows do not fit in fixed point: what is stored of them is nothing.
+pub fn product<S: Tile, T: Send>(
+    weights: &[Weights<'_>],
     x: &[f32],
     digits: u32,
     to: Target<'_, T>,
 ) -> Vec<usize> {
-    let (n, k, count) = (w.n, w.k, x.len() / w.k);
+    match (weights[0].how.mode, weights[0].how.bits) {
+        (QuantizationMode::Affine, 1) => product_of::<S, Bits<1>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, 2) => product_of::<S, Bits<2>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, 3) => product_of::<S, Bits<3>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, 4) => product_of::<S, Bits<4>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, 5) => product_of::<S, Bits<5>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, 6) => product_of::<S, Bits<6>, T>(weights, x, digits, to),
+        (QuantizationMode::Affine, _) => product_of::<S, Bits<8>, T>(weights, x, digits, to),
+        _ => product_of::<S, Float4, T>(weights, x, digits, to),
+    }
+}
+
+fn product_of<S: Tile, C: Codes, T: Send>(
+    weights: &[Weights<'_>],
+    x: &[f32],
+    digits: u32,
+    to: Target<'_, T>,
+) -> Vec<usize> {
+    let Weights { k, how, .. } = weights[0];
+    let count = x.len() / k;
     let (mut forms, grain) = (vec![Form::None; count], READ.div_ceil(k));
     pool::for_each_piece(&mut forms, grain, |piece, forms| {
         let x = x[piece * grain * k..].chunks_exact(k);
-        forms.iter_mut().zip(x).for_each(|(form, x)| *form = Form::of(x, w.how.mode, digits));
+        forms.iter_mut().zip(x).for_each(|(form, x)| *form = Form::of(x, how.mode, digits));
     });
     let rows = |form: fn(&Form) -> bool| -> Vec<usize> { (0..count).filter(|&m| form(&forms[m])).collect() };
     let firsts = rows(|form| *form != Form::None);
@@ -97,15 +103,20 @@ fn product_of<S: Tile, C: Codes, T: Send>(
         .collect();
     pool::for_each_piece(&mut panels, grain.div_ceil(S::ROWS), |_, panels| {
         // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-        panels.iter_mut().for_each(|panel| unsafe { panel.fill::<S, C>(x, k, w.how.group_size as usize) });
+        panels.iter_mut().for_each(|panel| unsafe { panel.fill::<S, C>(x, k, how.group_size as usize) });
     });
+    let n: usize = weights.iter().map(|w| w.n).sum();
     let mut width = STRIP;
     while width > S::SLIVERS * SLIVER && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
         width /= 2;
     }
-    pool::for_each_piece(&mut strips(to.out, n, width), 1, |_, strips| {
+    let mut all = Vec::new();
+    for (w, out) in weights.iter().zip(to.outs) {
+        all.extend(strips(out, w.n, width).into_iter().map(|strip| (w, strip)));
+    }
+    pool::for_each_piece(&mut all, 1, |_, strips| {
         let mut sums = scratch::take(count * width);
-        for strip in strips {
+        for (w, strip) in strips {
             let columns = strip.columns();
             sums.fill(0.0);
             // SAFETY: as above.
