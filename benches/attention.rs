@@ -9,6 +9,7 @@ use mlxport::{Array, Dtype, random, transforms};
 const HEADS: i32 = 16;
 const KV_HEADS: i32 = 8;
 const DIMS: i32 = 128;
+const PATHS: [Path; 4] = [Path::Reference, Path::Avx2, Path::Avx512, Path::Avx512Bf16];
 
 fn attention(c: &mut Criterion) {
     for (length, keys) in [(1, 1024), (1, 4096), (512, 512), (2048, 2048)] {
@@ -28,8 +29,7 @@ fn attention(c: &mut Criterion) {
             let pairs = i64::from(length) * i64::from(length) / 2;
             group.throughput(Throughput::Elements((4 * pairs * i64::from(HEADS * DIMS)) as u64));
         }
-        for path in [Path::Reference, Path::Avx2, Path::Avx512].into_iter().filter(|path| path.is_available())
-        {
+        for path in PATHS.into_iter().filter(|path| path.is_available()) {
             if length > 512 && path == Path::Reference {
                 continue;
             }
@@ -58,8 +58,7 @@ fn quantized(c: &mut Criterion) {
             c.benchmark_group(format!("attention to {bits} bits {HEADS}/{KV_HEADS} heads d{DIMS} 1x4096"));
         let bytes: usize = parts.iter().map(|part| part.nbytes()).sum();
         group.sample_size(10).throughput(Throughput::Bytes(bytes as u64));
-        for path in [Path::Reference, Path::Avx2, Path::Avx512].into_iter().filter(|path| path.is_available())
-        {
+        for path in PATHS.into_iter().filter(|path| path.is_available()) {
             group.bench_function(path.to_string(), |b| {
                 let run = || quantized_attention(&q, &k, &v, how, 0.09, Mask::Causal, None)?.eval();
                 b.iter(|| kernels::force(path, run).unwrap().unwrap());

@@ -15,8 +15,9 @@ fn compare(c: &mut Criterion, name: String, flops: i64, product: impl Fn() -> Re
     let mut group = c.benchmark_group(name);
     group.sample_size(10);
     group.throughput(Throughput::Elements(flops as u64));
-    for path in
-        [Path::Reference, Path::Avx2, Path::Avx512, Path::Amx].into_iter().filter(|path| path.is_available())
+    for path in [Path::Reference, Path::Avx2, Path::Avx512, Path::Avx512Bf16, Path::Amx]
+        .into_iter()
+        .filter(|path| path.is_available())
     {
         group.bench_function(path.to_string(), |b| {
             b.iter(|| kernels::force(path, || product()?.eval()).unwrap().unwrap());
