@@ -35,23 +35,29 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize, out: &mut [f
             for (row, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
                 call.weigh(pair, row, 0, &mut scores[..keys]);
             }
-            call.add(pair, 0, &scores, PIECE, sums);
+            call.add((pair, 0), &scores, PIECE, sums, None);
         });
         return;
     }
     // `[pairs, pieces, rows]`: the mean of a piece's values by its weights alone, its largest score, and its sum.
     let width = value_dims + 2;
     let mut parts = vec![0.0; pairs * pieces * rows * width];
-    pool::for_each_piece(&mut parts, rows * width, |i, part| {
-        let (pair, start) = (i / pieces, i % pieces * PIECE);
-        let (sums, shares) = part.split_at_mut(rows * value_dims);
+    let grain = pool::share(pairs * pieces, 1);
+    pool::for_each_piece(&mut parts, grain * rows * width, |first, parts| {
+        let place = |i: usize| (i / pieces, i % pieces * PIECE);
+        let count = parts.len() / (rows * width);
         let mut scores = vec![0.0; rows * PIECE];
-        call.scores(pair, start, queries(pair), &mut scores);
-        let each = scores.chunks_exact_mut(PIECE).zip(shares.as_chunks_mut().0).enumerate();
-        for (row, (scores, share)) in each {
-            *share = call.weigh_piece(pair, row, start, &mut scores[..PIECE.min(keys - start)]);
+        for (i, part) in parts.chunks_exact_mut(rows * width).enumerate() {
+            let (pair, start) = place(first * grain + i);
+            let (sums, shares) = part.split_at_mut(rows * value_dims);
+            call.scores(pair, start, queries(pair), &mut scores);
+            let each = scores.chunks_exact_mut(PIECE).zip(shares.as_chunks_mut().0).enumerate();
+            for (row, (scores, share)) in each {
+                *share = call.weigh_piece(pair, row, start, &mut scores[..PIECE.min(keys - start)]);
+            }
+            let next = (i + 1 < count).then(|| place(first * grain + i + 1));
+            call.add((pair, start), &scores, PIECE, sums, next);
         }
-        call.add(pair, start, &scores, PIECE, sums);
     });
     out.fill(0.0);
     for (i, out) in out.chunks_exact_mut(value_dims).enumerate() {
@@ -95,14 +101,26 @@ impl Call<'_> {
     }
 
     /// Adds the piece of values from `start` on to `sums`, `[rows, value_dims]`, each times its weight. Those of a row
-    /// are `stride` after those of the row before.
-    fn add(&self, pair: usize, start: usize, weights: &[f32], stride: usize, sums: &mut [f32]) {
-        let Sizes { keys, value_dims, .. } = self.sizes;
+    /// are `stride` after those of the row before. Meanwhile the first keys of `next_piece` are brought near.
+    fn add(
+        &self,
+        (pair, start): (usize, usize),
+        weights: &[f32],
+        stride: usize,
+        sums: &mut [f32],
+        next_piece: Option<(usize, usize)>,
+    ) {
+        let Sizes { keys, dims, value_dims, .. } = self.sizes;
         let (count, mut room) = (PIECE.min(keys - start), Vec::new());
         for first in (0..count).step_by(NEAR) {
             let near = NEAR.min(count - first);
             let next = NEAR.min(count - first - near);
-            self.v.fetch(self.head(pair), start + first + near, [next, value_dims]);
+            match next_piece {
+                Some((pair, start)) if next == 0 => {
+                    self.k.fetch(self.head(pair), start, [NEAR.min(keys - start), dims]);
+                }
+                _ => self.v.fetch(self.head(pair), start + first + near, [next, value_dims]),
+            }
             let block = self.v.block(self.head(pair), start + first, [near, value_dims], &mut room);
             block.add(self.path, &weights[first..], stride, near, sums, value_dims);
         }
