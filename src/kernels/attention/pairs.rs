@@ -14,6 +14,8 @@ use crate::kernels::product::{
 
 /// Queries in a tile.
 pub(super) const ROWS: usize = 12 * STEP;
+// Pieces of rows are whole tiles of either kind.
+const _: () = assert!(2 * super::tiles::ROWS == ROWS);
 /// Keys that a tile meets at a time.
 const KEYS: usize = 2 * DEPTH;
 
