@@ -19,7 +19,7 @@ macro_rules! getters {
 getters! {
     /// Memory of live arrays.
     active_memory => mlx_get_active_memory;
-    /// Memory of freed arrays, kept for reuse: on Linux up to 256 MiB, unless [`set_cache_limit`] says otherwise.
+    /// Memory of freed arrays, kept for reuse: on CPUs up to 256 MiB, unless [`set_cache_limit`] says otherwise.
     cache_memory => mlx_get_cache_memory;
     /// The limit above which MLX waits for running work before it allocates.
     memory_limit => mlx_get_memory_limit;

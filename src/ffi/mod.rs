@@ -57,9 +57,8 @@ static START: Once = Once::new();
 /// MLX's memory limit before anyone has changed it: most of the machine's memory.
 static LARGEST: AtomicUsize = AtomicUsize::new(isize::MAX as usize);
 
-/// Bytes of freed arrays that are kept for others, unless someone sets another limit. Pages that go back to the system come
-/// again one by one, zeroed, which takes longer than most of what works on them.
-#[cfg(not(target_os = "macos"))]
+/// Bytes of freed arrays that are kept for others at least, unless someone sets another limit. Pages that go back to the system
+/// come again one by one, zeroed, which takes longer than most of what works on them.
 const KEPT: usize = 256 << 20;
 
 thread_local! {
@@ -82,10 +81,12 @@ pub(crate) fn enter() -> ReentrantMutexGuard<'static, ()> {
         if unsafe { sys::mlx_get_memory_limit(&mut limit) } == 0 {
             LARGEST.store(limit, Ordering::Relaxed);
         }
-        #[cfg(not(target_os = "macos"))]
         // SAFETY: `limit` is a live integer.
         unsafe {
-            sys::mlx_set_cache_limit(&mut limit, KEPT);
+            // MLX has a larger limit for GPUs.
+            if sys::mlx_set_cache_limit(&mut limit, KEPT) == 0 && limit > KEPT {
+                sys::mlx_set_cache_limit(&mut limit, limit);
+            }
         }
         if let Some(path) = option_env!("MLXPORT_METALLIB")
             && let Ok(path) = std::ffi::CString::new(path)

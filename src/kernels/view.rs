@@ -184,22 +184,25 @@ impl<'a, T: Element> ViewRows<'a, T> {
 
     /// Row number `index`, if there is one and its elements lie together.
     pub fn lying(&self, index: usize) -> Option<&'a [T]> {
-        let there = self.step == 1 && index < self.count();
+        let there = self.are_together() && index < self.count();
         there.then(|| &self.memory[self.first(index)..][..self.len])
     }
 
-    /// Row number `index` and those after it along the second axis from the end, if the elements of each lie together: row `i`
-    /// of them begins at `at + i * stride`.
-    pub fn line(&self, index: usize) -> Option<Line<'a, T>> {
-        let &[.., stride, _] = self.strides else { return None };
-        let (memory, len) = (self.memory, self.len);
-        (self.step == 1).then(|| Line { memory, at: self.first(index), stride: stride as isize, len })
+    /// Whether the elements of each row lie together.
+    pub fn are_together(&self) -> bool {
+        self.step == 1
+    }
+
+    /// Row number `index` and those after it along the second axis from the end, of rows that are [together](Self::are_together).
+    pub fn line(&self, index: usize) -> Line<'a, T> {
+        let stride = self.strides.iter().nth_back(1).map_or(0, |&stride| stride as isize);
+        Line { memory: self.memory, at: self.first(index), stride, len: self.len }
     }
 
     /// Row number `index`: as it lies, or in `room` where its elements do not lie together.
     pub fn get<'b>(&'b self, index: usize, room: &'b mut Vec<T>) -> &'b [T] {
         let first = self.first(index);
-        if self.step == 1 {
+        if self.are_together() {
             return &self.memory[first..first + self.len];
         }
         room.clear();

@@ -103,18 +103,31 @@ fn block(
     }
     let count = vectors.len();
     let panels = pack_panels(few, vectors.start, count, k);
+    in_strips(path, many, k, DEPTH, [count, width], |start, depth, slivers, sums| {
+        multiply(path, &panels[start * count.next_multiple_of(PANEL)..], slivers, depth, count, sums);
+    })
+}
+
+/// `[n / width, count, width]`, to which `add` adds products with slivers of some vectors: from where in `k` on, how much of it,
+/// the slivers, and the part of the result.
+fn in_strips(
+    path: Path,
+    many: Side<'_>,
+    k: usize,
+    deepest: usize,
+    [count, width]: [usize; 2],
+    add: impl Fn(usize, usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
     let mut values = vec![0.0f32; many.count.div_ceil(width) * count * width];
     pool::for_each_piece(&mut values, count * width, |strip, sums| {
         let start = strip * width;
         let filled = width.min(many.count - start);
-        let mut slivers = vec![0.0; width * DEPTH.min(k)];
-        let mut lines = vec![0.0; (SLIVER * DEPTH).max(width)];
-        for k_start in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - k_start);
+        let mut slivers = vec![0.0; width * deepest.min(k)];
+        let mut lines = vec![0.0; (SLIVER * deepest).max(width)];
+        for k_start in (0..k).step_by(deepest) {
+            let depth = deepest.min(k - k_start);
             pack_slivers(path, many, start..start + filled, k_start, depth, &mut lines, &mut slivers);
-            let panels = &panels[k_start * count.next_multiple_of(PANEL)..];
-            let slivers = &slivers[..filled.next_multiple_of(SLIVER) * depth];
-            multiply(path, panels, slivers, depth, count, sums);
+            add(k_start, depth, &slivers[..filled.next_multiple_of(SLIVER) * depth], sums);
         }
     });
     values

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::cpu::bf16::{DEPTH, ROWS, join, join_pairs, multiply};
-use super::{Lines, SLIVER, Side, pack_slivers};
+use super::{Lines, Side, in_strips};
 use crate::kernels::path::Path;
 use crate::kernels::pool;
 
@@ -78,21 +78,11 @@ pub(super) fn block(
     let (count, pairs) = (vectors.len(), k.div_ceil(2));
     let (few, wide) = (Pairs::new(few, k), Pairs::new(many, k));
     let rows = pack_rows(&few, vectors, pairs);
-    let mut values = vec![0.0f32; many.count.div_ceil(width) * count * width];
-    pool::for_each_piece(&mut values, count * width, |strip, sums| {
-        let start = strip * width;
-        let filled = width.min(many.count - start);
-        let mut slivers = vec![0.0; width * DEPTH.min(pairs)];
-        let mut lines = vec![0.0; (SLIVER * DEPTH).max(width)];
-        for (first, rows) in
-            (0..pairs).step_by(DEPTH).zip(rows.chunks_exact(count.next_multiple_of(ROWS) * DEPTH))
-        {
-            let depth = DEPTH.min(pairs - first);
-            let (side, range) = (wide.side(), start..start + filled);
-            pack_slivers(Path::Avx512Bf16, side, range, first, depth, &mut lines, &mut slivers);
-            multiply(rows, &slivers[..filled.next_multiple_of(SLIVER) * depth], [depth, depth], sums, width);
-        }
-    });
+    let size = count.next_multiple_of(ROWS) * DEPTH;
+    let add = |start: usize, depth: usize, slivers: &[f32], sums: &mut [f32]| {
+        multiply(&rows[start / DEPTH * size..][..size], slivers, [depth, depth], sums, width);
+    };
+    let values = in_strips(Path::Avx512Bf16, wide.side(), pairs, DEPTH, [count, width], add);
     let lost = (few.are_far() || wide.are_far()) && any_small(&values, [count, width, many.count]);
     (!lost).then_some(values)
 }

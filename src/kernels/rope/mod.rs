@@ -240,7 +240,7 @@ impl Rope {
             &angles[(sequence * length + row % length) * 2 * width..]
         };
         let out = out.as_mut_slice::<T>()?;
-        if length < LONG || rows.line(0).is_none() {
+        if length < LONG || !rows.are_together() {
             let grain = WORK.div_ceil(n);
             pool::for_each_piece(out, grain * n, |piece, out| {
                 let mut room = Vec::new();
@@ -260,15 +260,9 @@ impl Rope {
                 let first = strip.columns().start / n;
                 for head in 0..heads {
                     let row = head * length + first;
-                    let (Some(x), next) =
-                        (rows.line(row), rows.line(row + length).filter(|_| head + 1 < heads))
-                    else {
-                        continue;
-                    };
-                    math::run(
-                        self.path,
-                        Positions { how, x, next, angles: of_row(row), out: strip.row(head) },
-                    );
+                    let (x, next) = (rows.line(row), (head + 1 < heads).then(|| rows.line(row + length)));
+                    let (angles, out) = (of_row(row), strip.row(head));
+                    math::run(self.path, Positions { how, x, next, angles, out });
                 }
             }
         });
