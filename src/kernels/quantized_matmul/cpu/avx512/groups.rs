@@ -5,11 +5,10 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::super::avx2;
 use super::super::{Scales, Weights};
 
 /// How scales, and biases where there are any, are stored.
-pub trait Groups {
+pub(in crate::kernels) trait Groups {
     /// Where they are.
     type Stored<'a>: Copy;
 
@@ -23,11 +22,11 @@ pub trait Groups {
     ///
     /// # Safety
     /// The CPU must have the features of this path; there must be the numbers of the mask.
-    unsafe fn read(stored: Self::Stored<'_>, at: usize, mask: __mmask16) -> [__m512; 2];
+    unsafe fn read(stored: Self::Stored<'_>, at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2];
 }
 
 /// Both as `T`.
-pub struct Floats<T>(PhantomData<T>);
+pub(in crate::kernels) struct Floats<T>(PhantomData<T>);
 
 impl<T: Sixteen> Groups for Floats<T> {
     type Stored<'a> = [&'a [T]; 2];
@@ -41,14 +40,14 @@ impl<T: Sixteen> Groups for Floats<T> {
     }
 
     #[inline(always)]
-    unsafe fn read([scales, biases]: [&[T]; 2], at: usize, mask: __mmask16) -> [__m512; 2] {
+    unsafe fn read([scales, biases]: [&[T]; 2], at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
         // SAFETY: the caller vouches for all of it.
-        unsafe { [sixteen(scales, at, mask), sixteen(biases, at, mask)] }
+        unsafe { [sixteen(scales, at, mask, ahead), sixteen(biases, at, mask, ahead)] }
     }
 }
 
 /// Powers of two, without biases.
-pub struct Exponents;
+pub(in crate::kernels) struct Exponents;
 
 impl Groups for Exponents {
     type Stored<'a> = &'a [u8];
@@ -62,9 +61,10 @@ impl Groups for Exponents {
     }
 
     #[inline(always)]
-    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16) -> [__m512; 2] {
+    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
         // SAFETY: the caller vouches for all of it.
         unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_add(at + ahead).cast());
             let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
             let bits = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), _mm512_set1_epi32(1 << 22));
             [_mm512_castsi512_ps(bits), _mm512_setzero_ps()]
@@ -73,7 +73,7 @@ impl Groups for Exponents {
 }
 
 /// 8-bit floats, without biases.
-pub struct Floats8;
+pub(in crate::kernels) struct Floats8;
 
 impl Groups for Floats8 {
     type Stored<'a> = &'a [u8];
@@ -87,9 +87,10 @@ impl Groups for Floats8 {
     }
 
     #[inline(always)]
-    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16) -> [__m512; 2] {
+    unsafe fn read(stored: &[u8], at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
         // SAFETY: the caller vouches for all of it.
         unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_add(at + ahead).cast());
             let codes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
             let bits = _mm512_slli_epi32::<20>(codes);
             let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x87f0_0000u32 as i32));
@@ -99,24 +100,35 @@ impl Groups for Floats8 {
     }
 }
 
-/// Those scales and biases from `at` on that the mask has, and zeros.
-///
-/// # Safety
-/// The CPU must have the features of this path; there must be the numbers of the mask.
-#[inline(always)]
-pub unsafe fn read_groups(w: &Weights<'_>, at: usize, mask: __mmask16) -> [__m512; 2] {
-    // SAFETY: the caller vouches for all of it.
-    unsafe {
-        match (&w.scales, &w.biases) {
-            (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) => Floats::read([*s, *b], at, mask),
-            (Scales::Float16(s), Some(Scales::Float16(b))) => Floats::read([*s, *b], at, mask),
-            (Scales::Exponent(s), None) => Exponents::read(s, at, mask),
-            (Scales::Float8(s), None) => Floats8::read(s, at, mask),
-            (scales, biases) => {
-                let (mut read, count) = ([[0.0; 16]; 2], mask.count_ones() as usize);
-                scales.read(at, &mut read[0][..count]);
-                biases.iter().for_each(|biases| biases.read(at, &mut read[1][..count]));
-                read.map(|read| _mm512_loadu_ps(read.as_ptr()))
+/// As each matrix has them.
+pub(in crate::kernels) struct Any;
+
+impl Groups for Any {
+    type Stored<'a> = Weights<'a>;
+
+    fn of<'a>(w: &Weights<'a>) -> Option<Weights<'a>> {
+        Some(*w)
+    }
+
+    fn len(w: Weights<'_>) -> usize {
+        w.biases.map_or(w.scales.len(), |biases| biases.len().min(w.scales.len()))
+    }
+
+    #[inline(always)]
+    unsafe fn read(w: Weights<'_>, at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
+        // SAFETY: the caller vouches for all of it.
+        unsafe {
+            match (w.scales, w.biases) {
+                (Scales::Bfloat16(s), Some(Scales::Bfloat16(b))) => Floats::read([s, b], at, mask, ahead),
+                (Scales::Float16(s), Some(Scales::Float16(b))) => Floats::read([s, b], at, mask, ahead),
+                (Scales::Exponent(s), None) => Exponents::read(s, at, mask, ahead),
+                (Scales::Float8(s), None) => Floats8::read(s, at, mask, ahead),
+                (scales, biases) => {
+                    let (mut read, count) = ([[0.0; 16]; 2], mask.count_ones() as usize);
+                    scales.read(at, &mut read[0][..count]);
+                    biases.iter().for_each(|biases| biases.read(at, &mut read[1][..count]));
+                    read.map(|read| _mm512_loadu_ps(read.as_ptr()))
+                }
             }
         }
     }
@@ -127,11 +139,11 @@ pub unsafe fn read_groups(w: &Weights<'_>, at: usize, mask: __mmask16) -> [__m51
 /// # Safety
 /// The CPU must have the features of this path; there must be the numbers of the mask.
 #[inline(always)]
-unsafe fn sixteen<T: Sixteen>(from: &[T], at: usize, mask: __mmask16) -> __m512 {
+unsafe fn sixteen<T: Sixteen>(from: &[T], at: usize, mask: __mmask16, ahead: usize) -> __m512 {
     // SAFETY: the caller vouches for the numbers. Nothing is read where a prefetch points.
     unsafe {
         let from = from.as_ptr().add(at);
-        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(avx2::AHEAD).cast());
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
         T::sixteen(mask, from)
     }
 }
