@@ -144,12 +144,19 @@ unsafe fn rows<C: Bytes, const M: usize>(
                         turn::<C>(rows, bytes(at)..bytes(at + of_part), codes);
                     }
                     let part = at / per_part;
-                    let mut fetch = starts[0][0].as_ptr().wrapping_add(2 * LANES * (row_bytes + bytes(at)));
+                    let next = if at + of_part < groups { bytes(at + of_part) } else { 2 * LANES * row_bytes };
+                    let mut fetch = Fetch {
+                        far: starts[0][0].as_ptr().wrapping_add(2 * LANES * (row_bytes + bytes(at))),
+                        near: starts[0][0].as_ptr().wrapping_add(next),
+                        stride: row_bytes,
+                        row: 0,
+                        lines: 1 + usize::from(count <= M),
+                    };
                     for (x, totals) in x.iter().zip(&mut totals) {
                         let fours = &x.fours[part * FOURS * M..][..FOURS * M];
                         let (offsets, units) = (&x.offsets[at * M..], &x.units[part * M..][..M]);
                         let scales = all_scales.each_ref().map(|scales| &scales[at - start..][..of_part]);
-                        fetch = add_part::<C, M>(&codes, scales, FOURS / per_part, fours, offsets, units, totals, fetch, 1 + usize::from(count <= M));
+                        add_part::<C, M>(&codes, scales, FOURS / per_part, fours, offsets, units, totals, &mut fetch);
                     }
                 }
             }
@@ -181,7 +188,6 @@ unsafe fn turn<C: Bytes>(rows: &[&[u8]; LANES], bytes: Range<usize>, codes: &mut
             let mut loaded = [_mm512_setzero_si512(); LANES];
             for (loaded, row) in loaded.iter_mut().zip(rows) {
                 let from = row.as_ptr().add(at);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(2 * C::BYTES).cast());
                 *loaded = _mm512_maskz_loadu_epi8(mask, from.cast());
                 if !C::IN_BYTES {
                     *loaded = C::bytes(*loaded)[0];
@@ -189,6 +195,35 @@ unsafe fn turn<C: Bytes>(rows: &[&[u8]; LANES], bytes: Range<usize>, codes: &mut
             }
             for (line, turned) in codes.iter_mut().zip(turned(loaded)) {
                 _mm512_store_si512(line.0.as_mut_ptr().cast(), turned);
+            }
+        }
+    }
+}
+
+/// What is fetched during the products of a part: as much of the next rows as this part has, and the next part of these rows.
+struct Fetch {
+    far: *const u8,
+    near: *const u8,
+    stride: usize,
+    row: usize,
+    lines: usize,
+}
+
+impl Fetch {
+    #[inline(always)]
+    fn more(&mut self) {
+        for _ in 0..self.lines {
+            // SAFETY: nothing is read where a prefetch points.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(self.far.cast());
+                _mm_prefetch::<_MM_HINT_T0>(self.near.cast());
+            }
+            self.far = self.far.wrapping_add(64);
+            self.near = self.near.wrapping_add(self.stride);
+            self.row += 1;
+            if self.row == 2 * LANES {
+                self.row = 0;
+                self.near = self.near.wrapping_sub(2 * LANES * self.stride).wrapping_add(64);
             }
         }
     }
@@ -208,9 +243,8 @@ unsafe fn add_part<C: Bytes, const M: usize>(
     offsets: &[i32],
     units: &[f32],
     totals: &mut [[__m512; M]; 2],
-    mut fetch: *const u8,
-    lines: usize,
-) -> *const u8 {
+    fetch: &mut Fetch,
+) {
     assert!(scales[0].len() * of <= FOURS && x.len() >= FOURS * M && units.len() >= M);
     assert!(scales[0].len() == scales[1].len() && offsets.len() >= scales[0].len() * M);
     let mut sums = [[_mm512_setzero_ps(); M]; 2];
@@ -225,10 +259,7 @@ unsafe fn add_part<C: Bytes, const M: usize>(
         for _ in 0..of / C::VECTORS {
             // SAFETY: lengths were checked.
             unsafe {
-                for _ in 0..lines {
-                    _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
-                    fetch = fetch.wrapping_add(64);
-                }
+                fetch.more();
                 let load = |line: *const Line| {
                     let loaded = _mm512_load_si512((*line).0.as_ptr().cast());
                     if C::IN_BYTES { C::bytes(loaded) } else { [loaded; 4] }
@@ -260,7 +291,6 @@ unsafe fn add_part<C: Bytes, const M: usize>(
             totals[half][m] = _mm512_fmadd_ps(sums[half][m], _mm512_set1_ps(units[m]), totals[half][m]);
         }
     }
-    fetch
 }
 
 /// Rows as columns: lane `j` of vector `i` is lane `i` of vector `j`.
