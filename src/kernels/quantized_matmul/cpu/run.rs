@@ -164,11 +164,13 @@ impl QuantizedMatmul {
             digits: u32,
             to: Target<'_, T>,
         ) -> Vec<usize> {
-            match path {
-                Path::Avx512 | Path::Avx512Bf16 => {
-                    avx2::tiles::product::<avx512::tiles::Tiles, T>(weights, x, digits, to)
+            match (path, x.len() / weights[0].k) {
+                (Path::Avx2, _) => avx2::tiles::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
+                (_, 3 | 5 | 6 | 9) => {
+                    avx2::tiles::product::<avx512::lanes::Lanes<3>, T>(weights, x, digits, to)
                 }
-                _ => avx2::tiles::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
+                (_, ..=FEW) => avx2::tiles::product::<avx512::lanes::Lanes<4>, T>(weights, x, digits, to),
+                _ => avx2::tiles::product::<avx512::tiles::Tiles, T>(weights, x, digits, to),
             }
         }
         let (k, dtype) = (weights[0].k, outs[0].dtype());
@@ -222,12 +224,12 @@ impl QuantizedMatmul {
     /// Whether so many rows in fixed point meet unpacked codes.
     #[cfg(target_arch = "x86_64")]
     fn tiles(&self, count: usize) -> bool {
-        let few = match self.path {
-            Path::Avx2 => FEW_FIXED,
-            Path::Avx512 | Path::Avx512Bf16 => FEW,
+        let counts = match self.path {
+            Path::Avx2 | Path::Avx512 | Path::Avx512Bf16 => FEW_FIXED + 1..usize::MAX,
+            Path::Amx => FEW_FIXED + 1..FEW + 1,
             _ => return false,
         };
-        self.transpose && self.how.mode != QuantizationMode::Mxfp8 && count > few
+        self.transpose && self.how.mode != QuantizationMode::Mxfp8 && counts.contains(&count)
     }
 
     /// The products of a few rows of `x` with the codes of each of the weights, as they are stored.

@@ -175,7 +175,8 @@ pub fn columns_of(
         let mut first = 0;
         while first < w.n {
             let left = rest.len() / x.len();
-            let size = if left > grain { left.div_ceil(shares).max(least).next_multiple_of(unit) } else { left };
+            let size =
+                if left > grain { left.div_ceil(shares).max(least).next_multiple_of(unit) } else { left };
             let size = size.min(w.n - first);
             let own = rest.split_off_mut(..size * x.len()).unwrap_or_default();
             pieces.push((Matrix::new(w), first, own));
@@ -358,7 +359,7 @@ fn keep<const M: usize>(sums: &[__m256; M], to: &mut [[f32; 8]; 4]) {
 /// The sum of a group, of which each lane adds up every eighth number.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn lane_sums(group: &[f32]) -> f32 {
+pub fn lane_sums(group: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 8];
     for eight in group.chunks_exact(8) {
         lanes.iter_mut().zip(eight).for_each(|(lane, x)| *lane += x);

@@ -6,6 +6,7 @@
 //! are sixteen bits apart in the stream: a shift and a mask unpack both.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::fixed::{Bits, Codes, Float4, PART, copy_rest, multiples, rest_of, suits};
 use super::{Eight, Scales, Weights, lane_sums, overshadows};
@@ -17,8 +18,6 @@ use crate::ops::QuantizationMode;
 
 /// How much of `k` is unpacked at a time: a multiple of what a part, a group and a block of codes have.
 pub const DEPTH: usize = 512;
-/// Columns of the result that a thread takes at a time, at most.
-const STRIP: usize = 128;
 /// Multiply-adds that are worth another thread.
 const WORK: usize = 1 << 18;
 /// Numbers of `x` that are worth another thread.
@@ -39,7 +38,61 @@ pub struct Target<'a, T> {
     pub cast: fn(&[f32], &mut [T]),
 }
 
-/// How many rows of `x` meet how many slivers at a time, and how.
+/// How rows of `x` meet codes of kind `C`.
+pub trait Strips<C> {
+    /// Rows in a panel.
+    const ROWS: usize;
+    /// Columns of the result that are worked through together.
+    const WIDTH: usize;
+    /// Columns that a thread takes at a time, at most: a power of two times [`WIDTH`](Self::WIDTH).
+    const MOST: usize;
+    type Panel: Send + Sync;
+
+    /// Rows of `x`, `[m, k]`, in fixed point, or the rest of each that fixed point has taken from it.
+    ///
+    /// # Safety
+    /// The CPU must have the instructions.
+    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Self::Panel;
+
+    /// Adds the products of `columns` to `sums`, `[m, width]`.
+    ///
+    /// # Safety
+    /// The CPU must have the instructions.
+    unsafe fn strip(
+        w: &Weights<'_>,
+        panels: &[Self::Panel],
+        columns: Range<usize>,
+        width: usize,
+        sums: &mut [f32],
+    );
+}
+
+/// All kinds of codes.
+pub trait AllStrips:
+    Strips<Bits<1>>
+    + Strips<Bits<2>>
+    + Strips<Bits<3>>
+    + Strips<Bits<4>>
+    + Strips<Bits<5>>
+    + Strips<Bits<6>>
+    + Strips<Bits<8>>
+    + Strips<Float4>
+{
+}
+
+impl<S> AllStrips for S where
+    S: Strips<Bits<1>>
+        + Strips<Bits<2>>
+        + Strips<Bits<3>>
+        + Strips<Bits<4>>
+        + Strips<Bits<5>>
+        + Strips<Bits<6>>
+        + Strips<Bits<8>>
+        + Strips<Float4>
+{
+}
+
+/// Strips in tiles: how many rows of `x` meet how many slivers at a time, and how.
 pub trait Tile {
     /// Rows in a panel.
     const ROWS: usize;
@@ -63,7 +116,7 @@ pub trait Tile {
 
 /// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most, and of matrices that are quantized alike. Returns
 /// which rows do not fit in fixed point: what is stored of them is nothing.
-pub fn product<S: Tile, T: Send>(
+pub fn product<S: AllStrips, T: Send>(
     weights: &[Weights<'_>],
     x: &[f32],
     digits: u32,
@@ -81,7 +134,7 @@ pub fn product<S: Tile, T: Send>(
     }
 }
 
-fn product_of<S: Tile, C: Codes, T: Send>(
+fn product_of<S: Strips<C>, C, T: Send>(
     weights: &[Weights<'_>],
     x: &[f32],
     digits: u32,
@@ -97,17 +150,22 @@ fn product_of<S: Tile, C: Codes, T: Send>(
     let rows = |form: fn(&Form) -> bool| -> Vec<usize> { (0..count).filter(|&m| form(&forms[m])).collect() };
     let firsts = rows(|form| *form != Form::None);
     let seconds = rows(|form| *form == Form::Two);
-    let mut panels: Vec<Panel> = [(&firsts, false), (&seconds, true)]
+    let of: Vec<(&[usize], bool)> = [(&firsts, false), (&seconds, true)]
         .into_iter()
-        .flat_map(|(rows, rest)| rows.chunks(S::ROWS).map(move |rows| Panel::new(rows, rest)))
+        .flat_map(|(rows, rest)| rows.chunks(S::ROWS).map(move |rows| (rows, rest)))
         .collect();
-    pool::for_each_piece(&mut panels, grain.div_ceil(S::ROWS), |_, panels| {
-        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-        panels.iter_mut().for_each(|panel| unsafe { panel.fill::<S, C>(x, k, how.group_size as usize) });
+    let mut panels: Vec<Option<S::Panel>> = of.iter().map(|_| None).collect();
+    let each = grain.div_ceil(S::ROWS);
+    pool::for_each_piece(&mut panels, each, |piece, panels| {
+        for (panel, &(rows, rest)) in panels.iter_mut().zip(&of[piece * each..]) {
+            // SAFETY: this path is taken only where the CPU has the instructions.
+            *panel = Some(unsafe { S::panel(rows, rest, x, k, how.group_size as usize) });
+        }
     });
+    let panels: Vec<S::Panel> = panels.into_iter().flatten().collect();
     let n: usize = weights.iter().map(|w| w.n).sum();
-    let mut width = STRIP;
-    while width > S::SLIVERS * SLIVER && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
+    let mut width = S::MOST;
+    while width > S::WIDTH && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
         width /= 2;
     }
     let mut all = Vec::new();
@@ -120,7 +178,7 @@ fn product_of<S: Tile, C: Codes, T: Send>(
             let columns = strip.columns();
             sums.fill(0.0);
             // SAFETY: as above.
-            unsafe { strip_of::<S, C>(w, &panels, columns.clone(), width, &mut sums) };
+            unsafe { S::strip(w, &panels, columns.clone(), width, &mut sums) };
             again(w, x, &firsts, columns.clone(), width, &mut sums);
             for (m, sums) in sums.chunks_exact_mut(width).enumerate() {
                 let sums = &mut sums[..columns.len()];
@@ -135,14 +193,7 @@ fn product_of<S: Tile, C: Codes, T: Send>(
 }
 
 /// Computes sums of columns `range` again that are infinite or NaN.
-fn again(
-    w: &Weights<'_>,
-    x: &[f32],
-    rows: &[usize],
-    range: std::ops::Range<usize>,
-    width: usize,
-    sums: &mut [f32],
-) {
+fn again(w: &Weights<'_>, x: &[f32], rows: &[usize], range: Range<usize>, width: usize, sums: &mut [f32]) {
     const EXPONENT: u32 = 0x7f80_0000;
     let is_off = |sum: &f32| sum.to_bits() & EXPONENT == EXPONENT;
     let of = |m: usize| m * width..m * width + range.len();
@@ -207,6 +258,31 @@ pub struct Group {
     pub unit: f32,
     /// The sum of the numbers.
     pub sum: f32,
+}
+
+impl<T: Tile, C: Codes> Strips<C> for T {
+    const ROWS: usize = T::ROWS;
+    const WIDTH: usize = T::SLIVERS * SLIVER;
+    const MOST: usize = 128;
+    type Panel = Panel;
+
+    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel {
+        let mut panel = Panel::new(rows, rest);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { panel.fill::<T, C>(x, k, group) };
+        panel
+    }
+
+    unsafe fn strip(
+        w: &Weights<'_>,
+        panels: &[Panel],
+        columns: Range<usize>,
+        width: usize,
+        sums: &mut [f32],
+    ) {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { strip_of::<T, C>(w, panels, columns, width, sums) }
+    }
 }
 
 impl Panel {
@@ -304,7 +380,7 @@ pub struct Sliver {
 unsafe fn strip_of<T: Tile, C: Codes>(
     w: &Weights<'_>,
     panels: &[Panel],
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     width: usize,
     sums: &mut [f32],
 ) {
@@ -394,7 +470,7 @@ unsafe fn tile<const R: usize, const AFFINE: bool>(
     out: &mut [f32],
     width: usize,
 ) {
-    const ROWS: usize = Tiles::ROWS;
+    const ROWS: usize = <Tiles as Tile>::ROWS;
     let (pairs, each) = (group / 2, DEPTH / group);
     assert!(panel.rows.len() == R && groups <= each && group.is_multiple_of(16));
     assert!(panel.rows.iter().all(|row| row * width + SLIVER <= out.len()));

@@ -9,7 +9,6 @@ use half::{bf16, f16};
 use super::super::avx2::fixed::{Bits, Float4, PART, group_sums, multiples};
 use super::super::avx2::{AHEAD as NUMBERS_AHEAD, Matrix, columns_of, sums_of_four};
 use super::super::{E2M1, Scales, Weights};
-use super::lanes;
 use super::groups::{Any, Exponents, Floats, Floats8, Groups};
 use crate::ops::QuantizationMode;
 
@@ -20,36 +19,22 @@ const COLUMNS: usize = 1024;
 /// Rows of weights that are worked through together.
 const ROWS: usize = 4;
 
-/// As [AVX2's](super::super::avx2::product), of at most twelve rows.
+/// As [AVX2's](super::super::avx2::product), of one or two rows.
 pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
     match (weights[0].how.mode, weights[0].how.bits) {
-        (QuantizationMode::Affine, 1) => rows_of::<Bits<1>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, 2) => rows_of::<Bits<2>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, 3) => rows_of::<Bits<3>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, 4) => rows_of::<Bits<4>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, 5) => rows_of::<Bits<5>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, 6) => rows_of::<Bits<6>>(weights, x, columns, grain),
-        (QuantizationMode::Affine, _) => rows_of::<Bits<8>>(weights, x, columns, grain),
-        _ => rows_of::<Float4>(weights, x, columns, grain),
+        (QuantizationMode::Affine, 1) => Bits::<1>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, 2) => Bits::<2>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, 3) => Bits::<3>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, 4) => Bits::<4>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, 5) => Bits::<5>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, 6) => Bits::<6>::product(weights, x, columns, grain),
+        (QuantizationMode::Affine, _) => Bits::<8>::product(weights, x, columns, grain),
+        _ => Float4::product(weights, x, columns, grain),
     }
 }
 
-/// As [`product`], by how many rows there are.
-fn rows_of<C: Bytes>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    match x.len() {
-        ..=2 => C::product_of_two(weights, x, columns, grain),
-        3 | 5 | 6 | 9 => lanes::product::<C, 3>(weights, x, columns, grain),
-        _ => lanes::product::<C, 4>(weights, x, columns, grain),
-    }
-}
-
-/// As [`product`] of one or two rows, with groups that are stored as `G`.
-fn product_of_two<C: Bytes, G: Groups>(
-    weights: &[Weights<'_>],
-    x: &[&[f32]],
-    columns: &mut [f32],
-    grain: usize,
-) {
+/// As [`product`], with groups that are stored as `G`.
+fn product_of<C: Bytes, G: Groups>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
     // SAFETY: this path is taken only where the CPU has these instructions.
     let inputs: Vec<Input> =
         x.iter().map(|x| unsafe { Input::new::<C>(x, weights[0].how.group_size as usize) }).collect();
@@ -76,8 +61,8 @@ pub trait Bytes: Sync {
     /// Whether bytes of codes give bytes of the same places.
     const IN_BYTES: bool = true;
 
-    /// As [`product`] of one or two rows.
-    fn product_of_two(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize);
+    /// As [`product`].
+    fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize);
 
     /// The first [`VECTORS`](Self::VECTORS) are there.
     ///
@@ -96,11 +81,11 @@ impl<const BITS: usize> Bytes for Bits<BITS> {
     const MIDDLE: i32 = 1 << (BITS - 1);
     const IN_BYTES: bool = 8 % BITS == 0 && BITS > 1;
 
-    fn product_of_two(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
         match weights[0].scales {
-            Scales::Bfloat16(_) => product_of_two::<Self, Floats<bf16>>(weights, x, columns, grain),
-            Scales::Float16(_) => product_of_two::<Self, Floats<f16>>(weights, x, columns, grain),
-            _ => product_of_two::<Self, Any>(weights, x, columns, grain),
+            Scales::Bfloat16(_) => product_of::<Self, Floats<bf16>>(weights, x, columns, grain),
+            Scales::Float16(_) => product_of::<Self, Floats<f16>>(weights, x, columns, grain),
+            _ => product_of::<Self, Any>(weights, x, columns, grain),
         }
     }
 
@@ -148,10 +133,10 @@ impl Bytes for Float4 {
     const MIDDLE: i32 = 12;
     const UNIT: f32 = 0.5;
 
-    fn product_of_two(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
+    fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
         match weights[0].scales {
-            Scales::Exponent(_) => product_of_two::<Self, Exponents>(weights, x, columns, grain),
-            _ => product_of_two::<Self, Floats8>(weights, x, columns, grain),
+            Scales::Exponent(_) => product_of::<Self, Exponents>(weights, x, columns, grain),
+            _ => product_of::<Self, Floats8>(weights, x, columns, grain),
         }
     }
 
@@ -356,17 +341,19 @@ unsafe fn rows<C: Bytes, G: Groups>(
                     let mut group = 0;
                     while group < groups {
                         let here = together.min(groups - group);
-                        let [scale, biases] = G::read(stored, row * groups + group, u16::MAX >> (16 - here), NUMBERS_AHEAD);
+                        let [scale, biases] =
+                            G::read(stored, row * groups + group, u16::MAX >> (16 - here), NUMBERS_AHEAD);
                         if w.biases.is_some() {
                             let centred = _mm512_fmadd_ps(middle, scale, biases);
                             sum = _mm512_fmadd_ps(centred, _mm512_loadu_ps(group_sums.add(group)), sum);
                         }
                         let scale = _mm512_mul_ps(scale, _mm512_loadu_ps(units.add(group)));
-                        let step = |sum: &mut __m512, codes: __m512i, line: *const Line, lanes: *const Lanes| {
-                            let lanes = _mm512_load_si512((*lanes).0.as_ptr().cast());
-                            let scale = _mm512_permutexvar_ps(lanes, scale);
-                            *sum = _mm512_fmadd_ps(in_lanes::<C>(C::bytes(codes), line), scale, *sum);
-                        };
+                        let step =
+                            |sum: &mut __m512, codes: __m512i, line: *const Line, lanes: *const Lanes| {
+                                let lanes = _mm512_load_si512((*lanes).0.as_ptr().cast());
+                                let scale = _mm512_permutexvar_ps(lanes, scale);
+                                *sum = _mm512_fmadd_ps(in_lanes::<C>(C::bytes(codes), line), scale, *sum);
+                            };
                         let (mut left, mut lanes) = (here * group_bytes, input.lanes.as_ptr());
                         // Four at a time without a branch, then two, then one, which may have fewer codes.
                         let whole =

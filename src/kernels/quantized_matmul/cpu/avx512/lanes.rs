@@ -6,8 +6,9 @@ use std::array;
 use std::ops::Range;
 
 use super::super::Weights;
-use super::super::avx2::fixed::{PART, group_sums, multiples};
-use super::super::avx2::{Matrix, columns_of};
+use super::super::avx2::fixed::{PART, multiples, rest_of};
+use super::super::avx2::lane_sums;
+use super::super::avx2::tiles::Strips;
 use super::bytes::{Bytes, Line, halves};
 use super::groups::{Any, Groups};
 
@@ -16,24 +17,36 @@ const LANES: usize = 16;
 /// Vectors with the codes of a part of [`LANES`] rows.
 const FOURS: usize = PART / 4;
 
-/// As [AVX2's](super::super::avx2::product), with `M` rows of `x` at a time.
-pub fn product<C: Bytes, const M: usize>(
-    weights: &[Weights<'_>],
-    x: &[&[f32]],
-    columns: &mut [f32],
-    grain: usize,
-) {
-    let group = weights[0].how.group_size as usize;
-    // SAFETY: this path is taken only where the CPU has these instructions.
-    let inputs: Vec<Input<M>> = x.chunks(M).map(|x| unsafe { Input::new::<C>(x, group) }).collect();
-    columns_of(weights, x, columns, [grain, 2 * LANES], |w, first, columns| {
-        // SAFETY: as above.
-        unsafe { rows::<C, M>(w, first, &inputs, x.len(), columns) };
-    });
+/// Strips of rows of weights in lanes, which meet `M` rows of `x` at a time.
+pub struct Lanes<const M: usize>;
+
+impl<C: Bytes, const M: usize> Strips<C> for Lanes<M> {
+    const ROWS: usize = M;
+    const WIDTH: usize = 2 * LANES;
+    const MOST: usize = 512;
+    type Panel = Panel<M>;
+
+    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel<M> {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { Panel::new::<C>(rows, rest, x, k, group) }
+    }
+
+    unsafe fn strip(
+        w: &Weights<'_>,
+        panels: &[Panel<M>],
+        columns: Range<usize>,
+        width: usize,
+        sums: &mut [f32],
+    ) {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { strip::<C, M>(w, panels, columns, width, sums) }
+    }
 }
 
 /// Rows of `x`, laid out for a kind of codes.
-struct Input<const M: usize> {
+pub struct Panel<const M: usize> {
+    /// To which rows of the result their sums are added.
+    rows: Vec<usize>,
     /// `[parts, FOURS, M]`: the upper bytes and the lower ones of four multiples.
     fours: Vec<[[i8; 4]; 2]>,
     /// `[groups, M]`: the middle of the codes times the sum of a group's multiples, negative.
@@ -44,18 +57,21 @@ struct Input<const M: usize> {
     units: Vec<f32>,
 }
 
-impl<const M: usize> Input<M> {
+impl<const M: usize> Panel<M> {
     /// Of `M` rows or fewer, and zeros.
     ///
     /// # Safety
     /// The CPU must have the features of this path.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn new<C: Bytes>(x: &[&[f32]], group: usize) -> Self {
-        let (parts, groups) = (x[0].len().div_ceil(PART), x[0].len() / group);
+    unsafe fn new<C: Bytes>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Self {
+        let (parts, groups) = (k.div_ceil(PART), k / group);
         let mut fours = vec![[[0; 4]; 2]; parts * FOURS * M];
         let (mut offsets, mut sums) = (vec![0; groups * M], vec![0.0; groups * M]);
         let mut units = vec![0.0; parts * M];
-        for (m, x) in x.iter().enumerate() {
+        for (m, &row) in rows.iter().enumerate() {
+            let whole = &x[row * k..][..k];
+            let left = if rest { rest_of(whole) } else { Vec::new() };
+            let x = if rest { &left[..] } else { whole };
             for (part, x) in x.chunks(PART).enumerate() {
                 let (unit, multiples) = multiples(x);
                 units[part * M + m] = unit * C::UNIT;
@@ -75,40 +91,40 @@ impl<const M: usize> Input<M> {
                     offsets[(part * PART / group.len() + i) * M + m] = -C::MIDDLE * sum;
                 }
             }
-            for (group, sum) in group_sums(x, group).into_iter().enumerate().take(groups) {
-                sums[group * M + m] = sum;
+            if !rest {
+                let of_groups = x.chunks_exact(group).map(|group| lane_sums(group));
+                sums[m..].iter_mut().step_by(M).zip(of_groups).for_each(|(out, sum)| *out = sum);
             }
         }
-        Self { fours, offsets, sums, units }
+        Self { rows: rows.to_vec(), fours, offsets, sums, units }
     }
 }
 
-/// The products of the rows of weights from `first` on with `count` rows of `x`.
+/// As [`Strips::strip`].
 ///
 /// # Safety
-/// The CPU must have the features of this path.
+/// As there.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn rows<C: Bytes, const M: usize>(
-    matrix: &Matrix<'_>,
-    first: usize,
-    x: &[Input<M>],
-    count: usize,
-    columns: &mut [f32],
+unsafe fn strip<C: Bytes, const M: usize>(
+    w: &Weights<'_>,
+    panels: &[Panel<M>],
+    columns: Range<usize>,
+    width: usize,
+    sums: &mut [f32],
 ) {
-    let &Matrix { w, groups, row_bytes, group_shift } = matrix;
-    let last = first + columns.len() / count - 1;
-    assert!(Any::len(*w) >= (last + 1) * groups);
+    let (groups, row_bytes, group_shift) = (w.groups(), w.row_bytes(), w.how.group_size.trailing_zeros());
+    assert!(columns.end <= w.n && Any::len(*w) >= w.n * groups);
     let parts = w.k.div_ceil(PART);
-    assert!(x.iter().all(|x| x.fours.len() == parts * FOURS * M && x.units.len() == parts * M));
-    assert!(x.iter().all(|x| x.offsets.len() == groups * M && x.sums.len() == groups * M));
+    assert!(panels.iter().all(|x| x.fours.len() == parts * FOURS * M && x.units.len() == parts * M));
+    assert!(panels.iter().all(|x| x.offsets.len() == groups * M && x.sums.len() == groups * M));
     let middle = _mm512_set1_ps(C::MIDDLE as f32 * C::UNIT);
     let per_part = PART >> group_shift;
     let mut codes = [[Line([0; 64]); FOURS]; 2];
-    let mut totals = vec![[[_mm512_setzero_ps(); M]; 2]; x.len()];
-    for (tile, columns) in columns.chunks_mut(2 * LANES * count).enumerate() {
+    let mut totals = vec![[[_mm512_setzero_ps(); M]; 2]; panels.len()];
+    for first in columns.clone().step_by(2 * LANES) {
         totals.fill([[_mm512_setzero_ps(); M]; 2]);
         let rows: [[usize; LANES]; 2] =
-            array::from_fn(|half| array::from_fn(|lane| (first + (2 * tile + half) * LANES + lane).min(last)));
+            array::from_fn(|half| array::from_fn(|lane| (first + half * LANES + lane).min(columns.end - 1)));
         let starts = rows.map(|rows| rows.map(|row| &w.codes[row * row_bytes..][..row_bytes]));
         for start in (0..groups).step_by(LANES) {
             let here = LANES.min(groups - start);
@@ -118,14 +134,15 @@ unsafe fn rows<C: Bytes, const M: usize>(
                 for (half, rows) in rows.iter().enumerate() {
                     let [mut scales, mut centred] = [[_mm512_setzero_si512(); LANES]; 2];
                     for (lane, row) in rows.iter().enumerate() {
-                        let [scale, bias] = Any::read(*w, row * groups + start, u16::MAX >> (16 - here), 2 * LANES * groups);
+                        let [scale, bias] =
+                            Any::read(*w, row * groups + start, u16::MAX >> (16 - here), 2 * LANES * groups);
                         scales[lane] = _mm512_castps_si512(scale);
                         centred[lane] = _mm512_castps_si512(_mm512_fmadd_ps(middle, scale, bias));
                     }
                     all_scales[half] = turned(scales);
                     if w.biases.is_some() {
                         let centred = turned(centred);
-                        for (x, totals) in x.iter().zip(&mut totals) {
+                        for (x, totals) in panels.iter().zip(&mut totals) {
                             let mut all = totals[half];
                             for (sums, centred) in x.sums[start * M..].chunks_exact(M).zip(centred) {
                                 for m in 0..M {
@@ -144,30 +161,43 @@ unsafe fn rows<C: Bytes, const M: usize>(
                         turn::<C>(rows, bytes(at)..bytes(at + of_part), codes);
                     }
                     let part = at / per_part;
-                    let next = if at + of_part < groups { bytes(at + of_part) } else { 2 * LANES * row_bytes };
+                    let next =
+                        if at + of_part < groups { bytes(at + of_part) } else { 2 * LANES * row_bytes };
                     let mut fetch = Fetch {
                         far: starts[0][0].as_ptr().wrapping_add(2 * LANES * (row_bytes + bytes(at))),
                         near: starts[0][0].as_ptr().wrapping_add(next),
                         stride: row_bytes,
                         row: 0,
-                        lines: 1 + usize::from(count <= M),
+                        lines: 1 + usize::from(panels.len() == 1),
                     };
-                    for (x, totals) in x.iter().zip(&mut totals) {
+                    for (x, totals) in panels.iter().zip(&mut totals) {
                         let fours = &x.fours[part * FOURS * M..][..FOURS * M];
                         let (offsets, units) = (&x.offsets[at * M..], &x.units[part * M..][..M]);
                         let scales = all_scales.each_ref().map(|scales| &scales[at - start..][..of_part]);
-                        add_part::<C, M>(&codes, scales, FOURS / per_part, fours, offsets, units, totals, &mut fetch);
+                        add_part::<C, M>(
+                            &codes,
+                            scales,
+                            FOURS / per_part,
+                            fours,
+                            offsets,
+                            units,
+                            totals,
+                            &mut fetch,
+                        );
                     }
                 }
             }
         }
-        let (upper, lower) = columns.split_at_mut(columns.len().min(LANES * count));
-        for (half, columns) in [upper, lower].into_iter().enumerate() {
-            for (m, total) in totals.iter().flat_map(|totals| totals[half]).enumerate().take(count) {
-                let mut lanes = [0.0; LANES];
-                // SAFETY: sixteen numbers.
-                unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), total) };
-                columns.chunks_exact_mut(count).zip(lanes).for_each(|(out, sum)| out[m] = sum);
+        for (panel, totals) in panels.iter().zip(&totals) {
+            for (m, row) in panel.rows.iter().enumerate() {
+                let at = row * width + first - columns.start;
+                let out = &mut sums[at..][..(columns.end - first).min(2 * LANES)];
+                for (half, out) in out.chunks_mut(LANES).enumerate() {
+                    let mut lanes = [0.0; LANES];
+                    // SAFETY: sixteen numbers.
+                    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), totals[half][m]) };
+                    out.iter_mut().zip(lanes).for_each(|(out, sum)| *out += sum);
+                }
             }
         }
     }
@@ -314,7 +344,8 @@ fn turned(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     for i in 0..LANES / 2 {
         let at = i / 4 * 8 + i % 4;
         let [a, b] = [quads[at], quads[at + 4]];
-        (halves[at], halves[at + 4]) = (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
+        (halves[at], halves[at + 4]) =
+            (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
     }
     for i in 0..LANES / 2 {
         let [a, b] = [halves[i], halves[i + 8]];

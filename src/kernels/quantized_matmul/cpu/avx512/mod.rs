@@ -3,5 +3,5 @@
 pub mod bytes;
 pub mod float;
 mod groups;
-mod lanes;
+pub mod lanes;
 pub mod tiles;
