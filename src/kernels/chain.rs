@@ -119,8 +119,7 @@ impl Chain {
         let inputs: Vec<Node> = inputs.into_iter().collect();
         let specs: Vec<Spec> = inputs.iter().map(|&node| self.spec(node).clone()).collect();
         for (i, node) in inputs.iter().enumerate() {
-            let value = &self.links.values[node.0];
-            if value.strides != row_major(&value.spec.shape) && !kernel.takes_strided(i) {
+            if !self.links.is_whole(*node) && !kernel.takes_strided(i) {
                 let message = format!("`{}` takes no part of an array", kernel.name());
                 return Err(Error::argument(NAME, message));
             }
@@ -138,7 +137,7 @@ impl Chain {
         let value = &self.links.values[node.0];
         let spec = Spec { shape: shape.to_vec(), dtype: value.spec.dtype };
         let fits = element_count(shape) == Some(value.spec.size());
-        if value.strides != row_major(&value.spec.shape) || !fits {
+        if !self.links.is_whole(node) || !fits {
             return Err(Error::argument(NAME, format!("{:?} as {shape:?}", value.spec.shape)));
         }
         let (memory, origin, strides) = (value.memory, value.origin, row_major(shape));
@@ -205,6 +204,12 @@ impl Links {
         Node(self.values.len() - 1)
     }
 
+    /// Whether its elements lie one after the other: all but parts of arrays do.
+    fn is_whole(&self, node: Node) -> bool {
+        let Value { from, spec, strides, .. } = &self.values[node.0];
+        !matches!(from, From::Sliced { .. }) || *strides == row_major(&spec.shape)
+    }
+
     /// With memory of its own.
     fn made(&mut self, from: From, spec: Spec) -> Node {
         let strides = row_major(&spec.shape);
@@ -219,7 +224,10 @@ impl Links {
     }
 
     fn view<'a>(&'a self, node: Node, rooms: &'a [Room<'_>]) -> View<'a> {
-        let Value { spec, memory, origin, strides, .. } = &self.values[node.0];
+        let Value { from, spec, memory, origin, strides } = &self.values[node.0];
+        if let (From::Input(_), Room::Input(view)) = (from, &rooms[*memory]) {
+            return *view;
+        }
         let (bytes, size) = (rooms[*memory].bytes(), spec.dtype.size());
         let reach =
             spec.shape.iter().zip(strides).map(|(&size, &stride)| (size as usize - 1) * stride as usize);
@@ -237,9 +245,7 @@ enum Room<'a> {
     /// Of a kernel that has not run, or that runs.
     Away,
     Input(View<'a>),
-    /// Of an output of the chain.
     Lent(&'a mut [u8]),
-    Own(Vec<u64>, usize),
 }
 
 impl Room<'_> {
@@ -248,7 +254,6 @@ impl Room<'_> {
             Room::Away => &[],
             Room::Input(view) => view.bytes(),
             Room::Lent(bytes) => bytes,
-            Room::Own(words, len) => &bytemuck::cast_slice(words)[..*len],
         }
     }
 
@@ -256,7 +261,6 @@ impl Room<'_> {
         match self {
             Room::Away | Room::Input(_) => &mut [],
             Room::Lent(bytes) => bytes,
-            Room::Own(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
         }
     }
 }
@@ -304,21 +308,21 @@ impl CustomKernel for Chained {
         for (node, output) in self.outputs.iter().zip(outputs) {
             rooms[values[node.0].memory] = Room::Lent(output.bytes_mut());
         }
+        // What does not leave the chain lies together, each from a multiple of eight bytes on.
+        let inner = |value: &&Value| {
+            matches!(value.from, From::Output { .. }) && matches!(rooms[value.memory], Room::Away)
+        };
+        let len = |value: &Value| value.spec.size() * value.spec.dtype.size();
+        let inner: Vec<&Value> = values.iter().filter(inner).collect();
+        let mut memory = vec![0u64; inner.iter().map(|value| len(value).div_ceil(8)).sum()];
+        let mut rest: &mut [u64] = &mut memory;
+        for value in inner {
+            let own = rest.split_off_mut(..len(value).div_ceil(8)).unwrap_or_default();
+            rooms[value.memory] = Room::Lent(&mut bytemuck::cast_slice_mut(own)[..len(value)]);
+        }
         for step in steps {
-            let mut made: Vec<Room<'_>> = step
-                .outputs
-                .iter()
-                .map(|node| {
-                    let Value { spec, memory, .. } = &values[node.0];
-                    match mem::replace(&mut rooms[*memory], Room::Away) {
-                        Room::Away => {
-                            let len = spec.size() * spec.dtype.size();
-                            Room::Own(vec![0; len.div_ceil(8)], len)
-                        }
-                        lent => lent,
-                    }
-                })
-                .collect();
+            let take = |node: &Node| mem::replace(&mut rooms[values[node.0].memory], Room::Away);
+            let mut made: Vec<Room<'_>> = step.outputs.iter().map(take).collect();
             let views: Vec<View<'_>> =
                 step.inputs.iter().map(|&node| self.links.view(node, &rooms)).collect();
             let outputs = made.iter_mut().zip(&step.outputs).map(|(room, node)| {
