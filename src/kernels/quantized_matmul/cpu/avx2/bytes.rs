@@ -32,7 +32,7 @@ pub fn product(weights: &[Weights<'_>], x: &[f32], columns: &mut [f32], grain: u
 fn lanes<C: Nibbles>(weights: &[Weights<'_>], x: &[f32], columns: &mut [f32], grain: usize) {
     // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
     let input = unsafe { input_of::<C>(x, weights[0].how.group_size as usize) };
-    columns_of(weights, &[x], columns, [grain, 4], |w, first, columns| {
+    columns_of(weights, &[x], columns, grain, |w, first, columns| {
         // SAFETY: as above.
         unsafe {
             match w.w.how.group_size / 8 {

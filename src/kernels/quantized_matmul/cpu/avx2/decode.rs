@@ -96,7 +96,7 @@ unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
 
 /// As [`super::product`], with each row of the weights decoded.
 pub fn product(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], grain: usize) {
-    columns_of(weights, x, columns, [grain, 4], |w, first, columns| {
+    columns_of(weights, x, columns, grain, |w, first, columns| {
         let mut row = vec![0.0; w.w.k];
         for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
             decode(w.w, first + n, 0, &mut row);

@@ -152,7 +152,7 @@ fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], g
     let inputs: Vec<F::Input> = x.iter().map(|x| F::input(x, &weights[0])).collect();
     // Rows of weights that pass over a part of `x` before the next part.
     let block = if x_rows > 2 { 32 } else { 4 };
-    columns_of(weights, x, columns, [grain, 4], |w, first, columns| {
+    columns_of(weights, x, columns, grain, |w, first, columns| {
         let chunk = COLUMNS[usize::from(x_rows > 2)] >> w.group_shift;
         // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
         unsafe { rows::<F>(w, &inputs, first, chunk, block, columns) };
@@ -161,12 +161,12 @@ fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], g
 
 /// Pieces of the rows of the weights by `rows(w, first, columns)`, and the portable way what it gives that is not finite.
 /// The first pieces are large, since codes arrive late where a thread begins with one; the last are small, so that all
-/// threads end together. `grain` rows are worth another thread; pieces are multiples of `unit` rows.
+/// threads end together. `grain` rows are worth another thread.
 pub fn columns_of(
     weights: &[Weights<'_>],
     x: &[&[f32]],
     columns: &mut [f32],
-    [grain, unit]: [usize; 2],
+    grain: usize,
     rows: impl Fn(&Matrix<'_>, usize, &mut [f32]) + Sync,
 ) {
     let (mut pieces, mut rest) = (Vec::new(), columns);
@@ -175,8 +175,7 @@ pub fn columns_of(
         let mut first = 0;
         while first < w.n {
             let left = rest.len() / x.len();
-            let size =
-                if left > grain { left.div_ceil(shares).max(least).next_multiple_of(unit) } else { left };
+            let size = if left > grain { left.div_ceil(shares).max(least).next_multiple_of(4) } else { left };
             let size = size.min(w.n - first);
             let own = rest.split_off_mut(..size * x.len()).unwrap_or_default();
             pieces.push((Matrix::new(w), first, own));

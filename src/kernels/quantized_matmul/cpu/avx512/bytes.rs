@@ -38,7 +38,7 @@ fn product_of<C: Bytes, G: Groups>(weights: &[Weights<'_>], x: &[&[f32]], column
     // SAFETY: this path is taken only where the CPU has these instructions.
     let inputs: Vec<Input> =
         x.iter().map(|x| unsafe { Input::new::<C>(x, weights[0].how.group_size as usize) }).collect();
-    columns_of(weights, x, columns, [grain, ROWS], |w, first, columns| {
+    columns_of(weights, x, columns, grain, |w, first, columns| {
         // SAFETY: as above.
         unsafe {
             if !rows::<C, G>(w, first, &inputs, columns) {

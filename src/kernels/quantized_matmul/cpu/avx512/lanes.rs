@@ -47,8 +47,8 @@ impl<C: Bytes, const M: usize> Strips<C> for Lanes<M> {
 pub struct Panel<const M: usize> {
     /// To which rows of the result their sums are added.
     rows: Vec<usize>,
-    /// `[parts, FOURS, M]`: the upper bytes and the lower ones of four multiples.
-    fours: Vec<[[i8; 4]; 2]>,
+    /// `[parts, FOURS, M]`: the upper bytes of four multiples, and the lower ones.
+    fours: Vec<[i32; 2]>,
     /// `[groups, M]`: the middle of the codes times the sum of a group's multiples, negative.
     offsets: Vec<i32>,
     /// `[groups, M]`: the sums of groups.
@@ -65,7 +65,7 @@ impl<const M: usize> Panel<M> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     unsafe fn new<C: Bytes>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Self {
         let (parts, groups) = (k.div_ceil(PART), k / group);
-        let mut fours = vec![[[0; 4]; 2]; parts * FOURS * M];
+        let mut fours = vec![[0; 2]; parts * FOURS * M];
         let (mut offsets, mut sums) = (vec![0; groups * M], vec![0.0; groups * M]);
         let mut units = vec![0.0; parts * M];
         for (m, &row) in rows.iter().enumerate() {
@@ -82,7 +82,9 @@ impl<const M: usize> Panel<M> {
                     for v in 0..C::VECTORS {
                         let both = upper[v].0.as_chunks::<4>().0.iter().zip(lower[v].0.as_chunks::<4>().0);
                         for (lane, (&upper, &lower)) in both.enumerate() {
-                            fours[((step * LANES + lane) * C::VECTORS + v) * M + m] = [upper, lower];
+                            let word = |bytes: [i8; 4]| i32::from_ne_bytes(bytes.map(|byte| byte as u8));
+                            fours[((step * LANES + lane) * C::VECTORS + v) * M + m] =
+                                [word(upper), word(lower)];
                         }
                     }
                 }
@@ -98,6 +100,22 @@ impl<const M: usize> Panel<M> {
         }
         Self { rows: rows.to_vec(), fours, offsets, sums, units }
     }
+
+    /// A part, which begins with a group.
+    fn part(&self, part: usize, group: usize) -> Part<'_, M> {
+        Part {
+            fours: &self.fours[part * FOURS * M..][..FOURS * M],
+            offsets: self.offsets[group * M..].as_chunks().0,
+            units: self.units[part * M..].first_chunk().expect("a unit for each row"),
+        }
+    }
+}
+
+/// What a [`Panel`] has of a part.
+struct Part<'a, const M: usize> {
+    fours: &'a [[i32; 2]],
+    offsets: &'a [[i32; M]],
+    units: &'a [f32; M],
 }
 
 /// As [`Strips::strip`].
@@ -170,17 +188,13 @@ unsafe fn strip<C: Bytes, const M: usize>(
                         row: 0,
                         lines: 1 + usize::from(panels.len() == 1),
                     };
-                    for (x, totals) in panels.iter().zip(&mut totals) {
-                        let fours = &x.fours[part * FOURS * M..][..FOURS * M];
-                        let (offsets, units) = (&x.offsets[at * M..], &x.units[part * M..][..M]);
-                        let scales = all_scales.each_ref().map(|scales| &scales[at - start..][..of_part]);
+                    let scales = all_scales.each_ref().map(|scales| &scales[at - start..][..of_part]);
+                    for (panel, totals) in panels.iter().zip(&mut totals) {
                         add_part::<C, M>(
                             &codes,
                             scales,
                             FOURS / per_part,
-                            fours,
-                            offsets,
-                            units,
+                            panel.part(part, at),
                             totals,
                             &mut fetch,
                         );
@@ -230,12 +244,16 @@ unsafe fn turn<C: Bytes>(rows: &[&[u8]; LANES], bytes: Range<usize>, codes: &mut
     }
 }
 
-/// What is fetched during the products of a part: as much of the next rows as this part has, and the next part of these rows.
+/// What is fetched during the products of a part.
 struct Fetch {
+    /// As much of the rows after these as the part has, from end to end: into the core's own cache.
     far: *const u8,
+    /// The next part of these rows, which are `stride` bytes apart: into the nearest cache.
     near: *const u8,
     stride: usize,
+    /// The row of `near`.
     row: usize,
+    /// How many lines at a time: two panels make as many steps as a part of the rows has lines.
     lines: usize,
 }
 
@@ -259,27 +277,28 @@ impl Fetch {
     }
 }
 
-/// Adds the products of the groups of a part, `of` vectors of codes each and as many as there are `scales`.
+/// Adds the products of the groups of a part, as many as there are `scales`, of `of` fours of columns each.
 ///
 /// # Safety
 /// The CPU must have the features of this path.
+// Several arrays go by one index.
+#[allow(clippy::needless_range_loop)]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn add_part<C: Bytes, const M: usize>(
     codes: &[[Line; FOURS]; 2],
     scales: [&[__m512i]; 2],
     of: usize,
-    x: &[[[i8; 4]; 2]],
-    offsets: &[i32],
-    units: &[f32],
+    part: Part<'_, M>,
     totals: &mut [[__m512; M]; 2],
     fetch: &mut Fetch,
 ) {
-    assert!(scales[0].len() * of <= FOURS && x.len() >= FOURS * M && units.len() >= M);
-    assert!(scales[0].len() == scales[1].len() && offsets.len() >= scales[0].len() * M);
+    let Part { fours, offsets, units } = part;
+    assert!(scales[0].len() * of <= FOURS && fours.len() == FOURS * M);
+    assert!(scales[0].len() == scales[1].len() && offsets.len() >= scales[0].len());
     let mut sums = [[_mm512_setzero_ps(); M]; 2];
-    let ([mut a, mut b], mut x) = ([codes[0].as_ptr(), codes[1].as_ptr()], x.as_ptr().cast::<[i32; 2]>());
-    for ((scale_a, scale_b), offsets) in scales[0].iter().zip(scales[1]).zip(offsets.chunks_exact(M)) {
+    let ([mut a, mut b], mut x) = ([codes[0].as_ptr(), codes[1].as_ptr()], fours.as_ptr());
+    for ((scale_a, scale_b), offsets) in scales[0].iter().zip(scales[1]).zip(offsets) {
         let mut upper = [[_mm512_setzero_si512(); M]; 2];
         let mut lower = upper;
         for m in 0..M {
