@@ -1,7 +1,7 @@
 //! How a product runs: which rows of `x` meet which matrix, and by which implementation.
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2::tiles::Target;
+use super::avx2::strips::Target;
 use super::{Batch, Matrix, Weights, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -165,12 +165,12 @@ impl QuantizedMatmul {
             to: Target<'_, T>,
         ) -> Vec<usize> {
             match (path, x.len() / weights[0].k) {
-                (Path::Avx2, _) => avx2::tiles::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
+                (Path::Avx2, _) => avx2::strips::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
                 (_, 3 | 5 | 6 | 9) => {
-                    avx2::tiles::product::<avx512::lanes::Lanes<3>, T>(weights, x, digits, to)
+                    avx2::strips::product::<avx512::lanes::Lanes<3>, T>(weights, x, digits, to)
                 }
-                (_, ..=FEW) => avx2::tiles::product::<avx512::lanes::Lanes<4>, T>(weights, x, digits, to),
-                _ => avx2::tiles::product::<avx512::tiles::Tiles, T>(weights, x, digits, to),
+                (_, ..=FEW) => avx2::strips::product::<avx512::lanes::Lanes<4>, T>(weights, x, digits, to),
+                _ => avx2::strips::product::<avx512::tiles::Tiles, T>(weights, x, digits, to),
             }
         }
         let (k, dtype) = (weights[0].k, outs[0].dtype());

@@ -199,7 +199,7 @@ fn lay_out<C: Codes>(multiples: &[i16], factors: &mut [i16], offsets: &mut [i32]
 }
 
 /// A kind of codes: how 16 lanes of 16 bits are loaded, and how code `j` of each becomes an integer.
-pub(super) trait Codes: Sync {
+pub trait Codes: Sync {
     /// Codes in a lane.
     const PER: usize;
     /// Bytes in eight lanes.

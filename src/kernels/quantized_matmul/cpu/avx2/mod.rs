@@ -12,6 +12,7 @@ mod bytes;
 mod decode;
 pub mod fixed;
 pub mod float;
+pub mod strips;
 pub mod tiles;
 
 use std::arch::x86_64::*;

@@ -1,6 +1,4 @@
-//! More rows of `x` than meet the codes one by one: each code is unpacked once for all of them, and tiles of rows
-//! and columns stay in registers. `x` is in fixed point as in [`fixed`](super::fixed); what that takes from a row,
-//! if it is too much, makes another row, whose sums are added.
+//! Strips of rows of `x` in tiles: tiles of rows and columns stay in registers.
 //!
 //! Codes lie in pairs of `k`, as an instruction multiplies and adds them, and so does `x`. A pair is two codes that
 //! are sixteen bits apart in the stream: a shift and a mask unpack both.
@@ -8,89 +6,18 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::fixed::{Bits, Codes, Float4, PART, copy_rest, multiples, rest_of, suits};
-use super::{Eight, Scales, Weights, lane_sums, overshadows};
+use super::fixed::{Codes, PART, copy_rest, multiples, rest_of};
+use super::strips::{Kind, Strips};
+use super::{Eight, Scales, Weights, lane_sums};
+use crate::kernels::product::SLIVER;
 use crate::kernels::product::cpu::avx2::transposed;
-use crate::kernels::product::{SLIVER, strips};
-use crate::kernels::quantized_matmul::cpu::portable::{Row, dot};
-use crate::kernels::{pool, scratch};
-use crate::ops::QuantizationMode;
 
 /// How much of `k` is unpacked at a time: a multiple of what a part, a group and a block of codes have.
 pub const DEPTH: usize = 512;
-/// Multiply-adds that are worth another thread.
-const WORK: usize = 1 << 18;
-/// Numbers of `x` that are worth another thread.
-const READ: usize = 1 << 14;
 /// Numbers of `x` that stay in a core's cache while all of `k` meets a sliver.
 const NEAR: usize = 1 << 17;
 /// Groups of [`DEPTH`], at most, and as many as are read beyond them.
 const GROUPS: usize = DEPTH / 16 + 8;
-
-/// Where products go.
-pub struct Target<'a, T> {
-    /// Of each matrix, rows as long as there are columns.
-    pub outs: Vec<&'a mut [T]>,
-    /// Which of them each row of the product is.
-    pub place: &'a (dyn Fn(usize) -> usize + Sync),
-    /// What each row of the product is divided by.
-    pub powers: &'a [f32],
-    pub cast: fn(&[f32], &mut [T]),
-}
-
-/// How rows of `x` meet codes of kind `C`.
-pub trait Strips<C> {
-    /// Rows in a panel.
-    const ROWS: usize;
-    /// Columns of the result that are worked through together.
-    const WIDTH: usize;
-    /// Columns that a thread takes at a time, at most: a power of two times [`WIDTH`](Self::WIDTH).
-    const MOST: usize;
-    type Panel: Send + Sync;
-
-    /// Rows of `x`, `[m, k]`, in fixed point, or the rest of each that fixed point has taken from it.
-    ///
-    /// # Safety
-    /// The CPU must have the instructions.
-    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Self::Panel;
-
-    /// Adds the products of `columns` to `sums`, `[m, width]`.
-    ///
-    /// # Safety
-    /// The CPU must have the instructions.
-    unsafe fn strip(
-        w: &Weights<'_>,
-        panels: &[Self::Panel],
-        columns: Range<usize>,
-        width: usize,
-        sums: &mut [f32],
-    );
-}
-
-/// All kinds of codes.
-pub trait AllStrips:
-    Strips<Bits<1>>
-    + Strips<Bits<2>>
-    + Strips<Bits<3>>
-    + Strips<Bits<4>>
-    + Strips<Bits<5>>
-    + Strips<Bits<6>>
-    + Strips<Bits<8>>
-    + Strips<Float4>
-{
-}
-
-impl<S> AllStrips for S where
-    S: Strips<Bits<1>>
-        + Strips<Bits<2>>
-        + Strips<Bits<3>>
-        + Strips<Bits<4>>
-        + Strips<Bits<5>>
-        + Strips<Bits<6>>
-        + Strips<Bits<8>>
-        + Strips<Float4>
-{
-}
 
 /// Strips in tiles: how many rows of `x` meet how many slivers at a time, and how.
 pub trait Tile {
@@ -112,129 +39,6 @@ pub trait Tile {
         out: &mut [f32],
         width: usize,
     );
-}
-
-/// `x[m, k] @ w[n, k].T` of rows whose numbers have `digits` bits at most, and of matrices that are quantized alike. Returns
-/// which rows do not fit in fixed point: what is stored of them is nothing.
-pub fn product<S: AllStrips, T: Send>(
-    weights: &[Weights<'_>],
-    x: &[f32],
-    digits: u32,
-    to: Target<'_, T>,
-) -> Vec<usize> {
-    match (weights[0].how.mode, weights[0].how.bits) {
-        (QuantizationMode::Affine, 1) => product_of::<S, Bits<1>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, 2) => product_of::<S, Bits<2>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, 3) => product_of::<S, Bits<3>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, 4) => product_of::<S, Bits<4>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, 5) => product_of::<S, Bits<5>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, 6) => product_of::<S, Bits<6>, T>(weights, x, digits, to),
-        (QuantizationMode::Affine, _) => product_of::<S, Bits<8>, T>(weights, x, digits, to),
-        _ => product_of::<S, Float4, T>(weights, x, digits, to),
-    }
-}
-
-fn product_of<S: Strips<C>, C, T: Send>(
-    weights: &[Weights<'_>],
-    x: &[f32],
-    digits: u32,
-    to: Target<'_, T>,
-) -> Vec<usize> {
-    let Weights { k, how, .. } = weights[0];
-    let count = x.len() / k;
-    let (mut forms, grain) = (vec![Form::None; count], READ.div_ceil(k));
-    pool::for_each_piece(&mut forms, grain, |piece, forms| {
-        let x = x[piece * grain * k..].chunks_exact(k);
-        forms.iter_mut().zip(x).for_each(|(form, x)| *form = Form::of(x, how.mode, digits));
-    });
-    let rows = |form: fn(&Form) -> bool| -> Vec<usize> { (0..count).filter(|&m| form(&forms[m])).collect() };
-    let firsts = rows(|form| *form != Form::None);
-    let seconds = rows(|form| *form == Form::Two);
-    let of: Vec<(&[usize], bool)> = [(&firsts, false), (&seconds, true)]
-        .into_iter()
-        .flat_map(|(rows, rest)| rows.chunks(S::ROWS).map(move |rows| (rows, rest)))
-        .collect();
-    let mut panels: Vec<Option<S::Panel>> = of.iter().map(|_| None).collect();
-    let each = grain.div_ceil(S::ROWS);
-    pool::for_each_piece(&mut panels, each, |piece, panels| {
-        for (panel, &(rows, rest)) in panels.iter_mut().zip(&of[piece * each..]) {
-            // SAFETY: this path is taken only where the CPU has the instructions.
-            *panel = Some(unsafe { S::panel(rows, rest, x, k, how.group_size as usize) });
-        }
-    });
-    let panels: Vec<S::Panel> = panels.into_iter().flatten().collect();
-    let n: usize = weights.iter().map(|w| w.n).sum();
-    let mut width = S::MOST;
-    while width > S::WIDTH && n.div_ceil(width) < 4 * pool::threads() && width * k * count > WORK {
-        width /= 2;
-    }
-    let mut all = Vec::new();
-    for (w, out) in weights.iter().zip(to.outs) {
-        all.extend(strips(out, w.n, width).into_iter().map(|strip| (w, strip)));
-    }
-    pool::for_each_piece(&mut all, 1, |_, strips| {
-        let mut sums = scratch::take(count * width);
-        for (w, strip) in strips {
-            let columns = strip.columns();
-            sums.fill(0.0);
-            // SAFETY: as above.
-            unsafe { S::strip(w, &panels, columns.clone(), width, &mut sums) };
-            again(w, x, &firsts, columns.clone(), width, &mut sums);
-            for (m, sums) in sums.chunks_exact_mut(width).enumerate() {
-                let sums = &mut sums[..columns.len()];
-                if to.powers[m] != 1.0 {
-                    sums.iter_mut().for_each(|sum| *sum /= to.powers[m]);
-                }
-                (to.cast)(sums, strip.row((to.place)(m)));
-            }
-        }
-    });
-    rows(|form| *form == Form::None)
-}
-
-/// Computes sums of columns `range` again that are infinite or NaN.
-fn again(w: &Weights<'_>, x: &[f32], rows: &[usize], range: Range<usize>, width: usize, sums: &mut [f32]) {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let is_off = |sum: &f32| sum.to_bits() & EXPONENT == EXPONENT;
-    let of = |m: usize| m * width..m * width + range.len();
-    let off = |m: &&usize| sums[of(**m)].iter().fold(false, |off, sum| off | is_off(sum));
-    let rows: Vec<usize> = rows.iter().filter(off).copied().collect();
-    if rows.is_empty() {
-        return;
-    }
-    let mut line = Row::new(w);
-    for (c, n) in range.enumerate() {
-        let mut decoded = None;
-        for &m in &rows {
-            let sum = &mut sums[m * width + c];
-            if is_off(sum) {
-                let decoded: &[f32] = decoded.get_or_insert_with(|| line.decode(n).to_vec());
-                *sum = dot(&x[m * w.k..][..w.k], decoded);
-            }
-        }
-    }
-}
-
-/// How many rows in fixed point say the same as a row.
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    One,
-    Two,
-    None,
-}
-
-impl Form {
-    fn of(x: &[f32], mode: QuantizationMode, digits: u32) -> Self {
-        if suits(x, digits) {
-            return Self::One;
-        }
-        if overshadows(x, mode, Some(digits)) {
-            return Self::None;
-        }
-        // SAFETY: this path is taken only where the CPU has AVX2, FMA and F16C.
-        let rest = unsafe { rest_of(x) };
-        if suits(&rest, digits) { Self::Two } else { Self::None }
-    }
 }
 
 /// Some rows of `x` in fixed point.
@@ -260,20 +64,20 @@ pub struct Group {
     pub sum: f32,
 }
 
-impl<T: Tile, C: Codes> Strips<C> for T {
+impl<T: Tile> Strips for T {
     const ROWS: usize = T::ROWS;
     const WIDTH: usize = T::SLIVERS * SLIVER;
     const MOST: usize = 128;
     type Panel = Panel;
 
-    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel {
+    unsafe fn panel<C: Kind>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel {
         let mut panel = Panel::new(rows, rest);
         // SAFETY: the caller vouches for the CPU.
         unsafe { panel.fill::<T, C>(x, k, group) };
         panel
     }
 
-    unsafe fn strip(
+    unsafe fn strip<C: Kind>(
         w: &Weights<'_>,
         panels: &[Panel],
         columns: Range<usize>,

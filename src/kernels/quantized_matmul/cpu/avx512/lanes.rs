@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::super::Weights;
 use super::super::avx2::fixed::{PART, multiples, rest_of};
 use super::super::avx2::lane_sums;
-use super::super::avx2::tiles::Strips;
+use super::super::avx2::strips::{Kind, Strips};
 use super::bytes::{Bytes, Line, halves};
 use super::groups::{Any, Groups};
 
@@ -20,18 +20,18 @@ const FOURS: usize = PART / 4;
 /// Strips of rows of weights in lanes, which meet `M` rows of `x` at a time.
 pub struct Lanes<const M: usize>;
 
-impl<C: Bytes, const M: usize> Strips<C> for Lanes<M> {
+impl<const M: usize> Strips for Lanes<M> {
     const ROWS: usize = M;
     const WIDTH: usize = 2 * LANES;
     const MOST: usize = 512;
     type Panel = Panel<M>;
 
-    unsafe fn panel(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel<M> {
+    unsafe fn panel<C: Kind>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel<M> {
         // SAFETY: the caller vouches for the CPU.
         unsafe { Panel::new::<C>(rows, rest, x, k, group) }
     }
 
-    unsafe fn strip(
+    unsafe fn strip<C: Kind>(
         w: &Weights<'_>,
         panels: &[Panel<M>],
         columns: Range<usize>,
