@@ -18,7 +18,7 @@ pub(in crate::kernels) trait Groups {
     /// How many there are.
     fn len(stored: Self::Stored<'_>) -> usize;
 
-    /// Scales and biases from `at` on that the mask has, and zeros.
+    /// Scales and biases from `at` on that the mask has, and zeros. Those `ahead` of them are fetched.
     ///
     /// # Safety
     /// The CPU must have the features of this path; there must be the numbers of the mask.
@@ -62,7 +62,7 @@ impl Groups for Exponents {
 
     #[inline(always)]
     unsafe fn read(stored: &[u8], at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
-        // SAFETY: the caller vouches for all of it.
+        // SAFETY: the caller vouches for all of it. Nothing is read where a prefetch points.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_add(at + ahead).cast());
             let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
@@ -88,7 +88,7 @@ impl Groups for Floats8 {
 
     #[inline(always)]
     unsafe fn read(stored: &[u8], at: usize, mask: __mmask16, ahead: usize) -> [__m512; 2] {
-        // SAFETY: the caller vouches for all of it.
+        // SAFETY: the caller vouches for all of it. Nothing is read where a prefetch points.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_add(at + ahead).cast());
             let codes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, stored.as_ptr().add(at).cast()));
