@@ -245,6 +245,7 @@ enum Room<'a> {
     /// Of a kernel that has not run, or that runs.
     Away,
     Input(View<'a>),
+    /// Of an output of a kernel.
     Lent(&'a mut [u8]),
 }
 

@@ -166,6 +166,7 @@ impl QuantizedMatmul {
         ) -> Vec<usize> {
             match (path, x.len() / weights[0].k) {
                 (Path::Avx2, _) => avx2::strips::product::<avx2::tiles::Tiles, T>(weights, x, digits, to),
+                // Panels of three where fours would leave more of one empty.
                 (_, 3 | 5 | 6 | 9) => {
                     avx2::strips::product::<avx512::lanes::Lanes<3>, T>(weights, x, digits, to)
                 }

@@ -45,8 +45,6 @@ pub trait Tile {
 pub struct Panel {
     /// To which rows of the result their sums are added.
     pub rows: Vec<usize>,
-    /// Whether these are what is left of the rows.
-    rest: bool,
     /// `[chunks, ROWS, DEPTH]`.
     pub multiples: Vec<i16>,
     /// `[chunks, ROWS, groups in a chunk]`.
@@ -71,10 +69,8 @@ impl<T: Tile> Strips for T {
     type Panel = Panel;
 
     unsafe fn panel<C: Kind>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Panel {
-        let mut panel = Panel::new(rows, rest);
         // SAFETY: the caller vouches for the CPU.
-        unsafe { panel.fill::<T, C>(x, k, group) };
-        panel
+        unsafe { Panel::new::<T, C>(rows, rest, x, k, group) }
     }
 
     unsafe fn strip<C: Kind>(
@@ -90,33 +86,30 @@ impl<T: Tile> Strips for T {
 }
 
 impl Panel {
-    fn new(rows: &[usize], rest: bool) -> Self {
-        Self { rows: rows.to_vec(), rest, multiples: Vec::new(), groups: Vec::new() }
-    }
-
     /// # Safety
     /// The CPU must have AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill<T: Tile, C: Codes>(&mut self, x: &[f32], k: usize, group: usize) {
+    unsafe fn new<T: Tile, C: Codes>(rows: &[usize], rest: bool, x: &[f32], k: usize, group: usize) -> Self {
         let (chunks, each) = (k.div_ceil(DEPTH), DEPTH / group);
-        self.multiples = vec![0; chunks * T::ROWS * DEPTH];
-        self.groups = vec![Group::default(); chunks * T::ROWS * each];
-        for (r, &m) in self.rows.iter().enumerate() {
+        let mut all = vec![0; chunks * T::ROWS * DEPTH];
+        let mut of_groups = vec![Group::default(); chunks * T::ROWS * each];
+        for (r, &m) in rows.iter().enumerate() {
             let x = &x[m * k..][..k];
-            let rest = if self.rest { rest_of(x) } else { Vec::new() };
-            let numbers = if self.rest { &rest[..] } else { x };
+            let left = if rest { rest_of(x) } else { Vec::new() };
+            let numbers = if rest { &left[..] } else { x };
             for (i, part) in numbers.chunks(PART).enumerate() {
                 let (chunk, at) = (i * PART / DEPTH, i * PART % DEPTH);
                 let (unit, multiples) = multiples(part);
-                let groups = &mut self.groups[(chunk * T::ROWS + r) * each + at / group..];
+                let groups = &mut of_groups[(chunk * T::ROWS + r) * each + at / group..];
                 for (j, (multiples, out)) in multiples[..part.len()].chunks(group).zip(groups).enumerate() {
-                    let sum = if self.rest { 0.0 } else { lane_sums(&part[j * group..][..group]) };
+                    let sum = if rest { 0.0 } else { lane_sums(&part[j * group..][..group]) };
                     *out = Group { offset: -C::MIDDLE * whole_sum(multiples), unit: unit * C::UNIT, sum };
                 }
-                let out = &mut self.multiples[(chunk * T::ROWS + r) * DEPTH + at..][..PART];
+                let out = &mut all[(chunk * T::ROWS + r) * DEPTH + at..][..PART];
                 pair_up::<C>(&multiples, out);
             }
         }
+        Self { rows: rows.to_vec(), multiples: all, groups: of_groups }
     }
 }
 

@@ -160,9 +160,9 @@ unsafe fn strip<C: Bytes, const M: usize>(
                     all_scales[half] = turned(scales);
                     if w.biases.is_some() {
                         let centred = turned(centred);
-                        for (x, totals) in panels.iter().zip(&mut totals) {
+                        for (panel, totals) in panels.iter().zip(&mut totals) {
                             let mut all = totals[half];
-                            for (sums, centred) in x.sums[start * M..].chunks_exact(M).zip(centred) {
+                            for (sums, centred) in panel.sums[start * M..].chunks_exact(M).zip(centred) {
                                 for m in 0..M {
                                     let sum = _mm512_set1_ps(sums[m]);
                                     all[m] = _mm512_fmadd_ps(_mm512_castsi512_ps(centred), sum, all[m]);
