@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/copy.h"
@@ -63,11 +64,55 @@ Arrays returned(F call) {
 // The caller's functions, and the payload until nobody needs it.
 struct Kernel {
   mlxport_kernel c;
+  // Of each input itself, where it is computed and no transformation follows it, as those of weights. The graph does not know
+  // of these: it would copy, go through and free each of them for each output.
+  std::vector<std::optional<array>> held;
 
   explicit Kernel(mlxport_kernel c) : c(c) {}
   Kernel(const Kernel&) = delete;
   ~Kernel() {
     c.release(c.payload);
+  }
+
+  // Holds what it can of all inputs, and gives the others to the graph.
+  Arrays hold(const Arrays& inputs) {
+    Arrays drawn;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      auto& in = inputs[i];
+      bool fits = takes_strided(i) || in.flags().row_contiguous;
+      if (in.is_available() && !in.is_tracer() && fits && !is_in_place(i)) {
+        held.emplace_back(in);
+      } else {
+        held.emplace_back();
+        drawn.push_back(in);
+      }
+    }
+    return drawn;
+  }
+
+  // All inputs, of those of the graph.
+  Arrays all(const Arrays& drawn) const {
+    Arrays inputs;
+    auto next = drawn.begin();
+    for (auto& in : held) {
+      inputs.push_back(in ? *in : *next++);
+    }
+    return inputs;
+  }
+
+  // The place among all inputs of each of the graph.
+  std::vector<int> places() const {
+    std::vector<int> places;
+    for (size_t i = 0; i < held.size(); ++i) {
+      if (!held[i]) {
+        places.push_back(i);
+      }
+    }
+    return places;
+  }
+
+  bool takes_strided(size_t input) const {
+    return input < 64 && (c.strided >> input & 1);
   }
 
   std::vector<Spec> outputs(const Arrays& inputs) const {
@@ -202,22 +247,28 @@ class RustKernel : public Primitive {
     auto& encoder = cpu::get_command_encoder(stream());
     auto call = std::make_shared<Call>();
     call->kernel = kernel_;
+    auto places = kernel_->places();
     // First, while nothing here holds an input and keeps its memory from being taken over.
     for (size_t i = 0; i < outputs.size(); ++i) {
-      if (int from = kernel_->in_place(i); from >= 0) {
+      if (int place = kernel_->in_place(i); place >= 0) {
+        auto from = std::find(places.begin(), places.end(), place) - places.begin();
         HeldOnce held(inputs, outputs, from);
         auto& in = inputs[from];
         copy_cpu(in, outputs[i], in.flags().row_contiguous ? CopyType::Vector : CopyType::General, stream());
       }
     }
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (kernel_->is_in_place(i)) {
-        call->inputs.push_back({nullptr, inputs[i].shape(), inputs[i].strides(), inputs[i].dtype(), 0});
+    auto drawn = inputs.begin();
+    for (size_t i = 0; i < kernel_->held.size(); ++i) {
+      if (auto& held = kernel_->held[i]) {
+        call->inputs.push_back(Call::view(*held));
         continue;
       }
-      auto in = inputs[i];
-      bool strided = i < 64 && (kernel_->c.strided >> i & 1);
-      if (!strided && !in.flags().row_contiguous) {
+      auto in = *drawn++;
+      if (kernel_->is_in_place(i)) {
+        call->inputs.push_back({nullptr, in.shape(), in.strides(), in.dtype(), 0});
+        continue;
+      }
+      if (!kernel_->takes_strided(i) && !in.flags().row_contiguous) {
         in = contiguous_copy_cpu(in, stream());
         encoder.add_temporary(in);
       }
@@ -258,18 +309,28 @@ class RustKernel : public Primitive {
       const Arrays& cotangents,
       const std::vector<int>& argnums,
       const Arrays&) override {
-    auto gradients = kernel_->vjp(primals, cotangents, argnums);
-    if (gradients.size() == argnums.size()) {
+    auto inputs = kernel_->all(primals);
+    auto wanted = placed(argnums);
+    auto gradients = kernel_->vjp(inputs, cotangents, wanted);
+    if (gradients.size() == wanted.size()) {
       return gradients;
     }
-    return mlx::core::vjp(of(primals, argnums), chosen(primals, argnums), cotangents).second;
+    return mlx::core::vjp(of(inputs, wanted), chosen(inputs, wanted), cotangents).second;
   }
 
   Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
-    return mlx::core::jvp(of(primals, argnums), chosen(primals, argnums), tangents).second;
+    auto inputs = kernel_->all(primals);
+    auto wanted = placed(argnums);
+    return mlx::core::jvp(of(inputs, wanted), chosen(inputs, wanted), tangents).second;
   }
 
-  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& drawn, const std::vector<int>& drawn_axes) override {
+    auto inputs = kernel_->all(drawn);
+    std::vector<int> axes(inputs.size(), -1);
+    auto places = kernel_->places();
+    for (size_t i = 0; i < places.size(); ++i) {
+      axes[places[i]] = drawn_axes[i];
+    }
     auto outputs = kernel_->vmap(inputs, axes);
     if (outputs.empty()) {
       auto reference = [kernel = kernel_](const Arrays& in) { return kernel->reference(in); };
@@ -281,7 +342,7 @@ class RustKernel : public Primitive {
 
   std::vector<Shape> output_shapes(const Arrays& inputs) override {
     std::vector<Shape> shapes;
-    for (auto& spec : kernel_->outputs(inputs)) {
+    for (auto& spec : kernel_->outputs(kernel_->all(inputs))) {
       shapes.push_back(spec.shape);
     }
     return shapes;
@@ -292,6 +353,16 @@ class RustKernel : public Primitive {
   }
 
  private:
+  // The places among all inputs of these of the graph.
+  std::vector<int> placed(const std::vector<int>& argnums) const {
+    auto places = kernel_->places();
+    std::vector<int> placed;
+    for (int i : argnums) {
+      placed.push_back(places[i]);
+    }
+    return placed;
+  }
+
   static Arrays chosen(const Arrays& primals, const std::vector<int>& argnums) {
     Arrays vars;
     for (int i : argnums) {
@@ -329,7 +400,7 @@ extern "C" int mlxport_kernel_apply(
     mlxport_kernel kernel,
     mlx_stream stream) {
   try {
-    auto owned = std::make_shared<const Kernel>(kernel);
+    auto owned = std::make_shared<Kernel>(kernel);
     auto& ins = mlx_vector_array_get_(inputs);
     auto s = mlx_stream_get_(stream);
     if (s.device == Device::gpu || detail::in_export_tracing()) {
@@ -342,8 +413,9 @@ extern "C" int mlxport_kernel_apply(
       shapes.push_back(spec.shape);
       dtypes.push_back(spec.dtype);
     }
+    auto drawn = owned->hold(ins);
     auto primitive = std::make_shared<RustKernel>(s, std::move(owned));
-    mlx_vector_array_set_(*res, array::make_arrays(std::move(shapes), dtypes, primitive, ins));
+    mlx_vector_array_set_(*res, array::make_arrays(std::move(shapes), dtypes, primitive, drawn));
     return 0;
   } catch (std::exception& e) {
     mlx_error(e.what());

@@ -71,6 +71,7 @@ void mlxport_push_spec(void* out, const int* shape, size_t ndim, mlx_dtype dtype
 void mlxport_set_message(void* message, const char* text, size_t length);
 
 // Adds the kernel to the graph; on a GPU stream, and where the graph is exported, its reference.
+// The graph has those inputs alone that are not computed yet, or that a transformation follows; the kernel holds the others.
 // Takes over the payload, also when it fails. Returns 0, or 1 after reporting an error.
 int mlxport_kernel_apply(
     mlx_vector_array* res,

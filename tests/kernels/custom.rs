@@ -184,6 +184,39 @@ fn it_is_part_of_compiled_and_exported_functions() {
     }
 }
 
+#[test]
+fn transformations_follow_one_input_beside_one_that_is_computed() {
+    let (a, a_values) = Numbers(10).array(&[3]);
+    let (rows, row_values) = Numbers(11).array(&[2, 3]);
+    let (b, b_values) = Numbers(12).array(&[3]);
+    transforms::eval([&a, &rows, &b]).unwrap();
+    // a^2 b + 2 a b^2: by b a^2 + 4 a b.
+    let f = |b: &Array| {
+        let [sum, product] = mixed(&a, b, false)?;
+        sum * product
+    };
+    let value = |a: &f64, b: &f64| a * a * b + 2.0 * a * b * b;
+    let slope = |a: &f64, b: &f64| a * a + 4.0 * a * b;
+    let by_b: Vec<f64> = a_values.iter().zip(&b_values).map(|(a, b)| slope(a, b)).collect();
+    let ones = ops::ones_like(&b).unwrap();
+    let (_, gradients) = transforms::vjp(|args: &[Array]| f(&args[0]), [&b], [&ones]).unwrap();
+    assert_close(&gradients[0], &by_b, ROUNDING);
+    let (_, tangents) = transforms::jvp(|args: &[Array]| f(&args[0]), [&b], [&ones]).unwrap();
+    assert_close(&tangents[0], &by_b, ROUNDING);
+    let mapped = transforms::vmap(|args: &[Array]| f(&args[0]), [&rows]).unwrap();
+    let pairs = a_values.iter().cycle().zip(&row_values);
+    assert_close(&mapped[0], &pairs.map(|(a, b)| value(a, b)).collect::<Vec<_>>(), ROUNDING);
+    let own = a.clone();
+    let compiled = transforms::compile(move |args: &[Array]| {
+        let [sum, product] = mixed(&own, &args[0], false)?;
+        sum * product
+    });
+    let expected: Vec<f64> = a_values.iter().zip(&b_values).map(|(a, b)| value(a, b)).collect();
+    for _ in 0..2 {
+        assert_close(&compiled.call([&b]).unwrap()[0], &expected, ROUNDING);
+    }
+}
+
 type Failure = fn() -> Result<()>;
 
 /// Does on the stream's thread what it is told to.
