@@ -1,5 +1,7 @@
 //! A few queries: keys and values are read once, as they lie, in pieces of the sequence.
 
+use std::ops::Range;
+
 use super::{Block, Call, Sizes};
 use crate::kernels::math::{self, Lanes, Loop, Number};
 use crate::kernels::path::Path;
@@ -11,8 +13,20 @@ const FEW: usize = 16;
 /// Keys in a piece, which has a softmax of its own (Dao et al., "Flash-Decoding for long-context inference", 2023).
 /// Results depend on it, so it depends on nothing.
 const PIECE: usize = 256;
-/// Keys that are decoded at a time, where they are quantized, or fetched while those before them are worked on.
-const NEAR: usize = 32;
+/// Keys that are decoded at a time, where they are quantized.
+const NEAR: usize = 16;
+/// How many positions before they are worked on those that are not quantized are fetched.
+const AHEAD: usize = 16;
+/// Vectors of a query that meet keys at a time.
+const STRIP: usize = 4;
+
+/// Some of the positions of a pair of batch and key head.
+#[derive(Clone, Copy)]
+struct Piece {
+    pair: usize,
+    start: usize,
+    count: usize,
+}
 
 pub(super) fn suits(call: &Call<'_>, rows: usize) -> bool {
     rows <= FEW && call.k.is_together() && call.v.is_together()
@@ -27,36 +41,28 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize, out: &mut [f
         call.query(i / rows, i % rows, query);
     }
     let queries = |pair: usize| &queries[pair * rows * dims..][..rows * dims];
-    if pieces == 1 {
-        out.fill(0.0);
-        pool::for_each_piece(out, rows * value_dims, |pair, sums| {
-            let mut scores = vec![0.0; rows * PIECE];
-            call.scores(pair, 0, queries(pair), &mut scores);
-            for (row, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
-                call.weigh(pair, row, 0, &mut scores[..keys]);
-            }
-            call.add((pair, 0), &scores, PIECE, sums, None);
-        });
-        return;
-    }
     // `[pairs, pieces, rows]`: the mean of a piece's values by its weights alone, its largest score, and its sum.
     let width = value_dims + 2;
     let mut parts = vec![0.0; pairs * pieces * rows * width];
-    let grain = pool::share(pairs * pieces, 1);
+    let grain = (pairs * pieces / (2 * pool::threads())).clamp(1, 16);
     pool::for_each_piece(&mut parts, grain * rows * width, |first, parts| {
-        let place = |i: usize| (i / pieces, i % pieces * PIECE);
+        let place = |i: usize| {
+            let (pair, start) = ((first * grain + i) / pieces, (first * grain + i) % pieces * PIECE);
+            Piece { pair, start, count: PIECE.min(keys - start) }
+        };
         let count = parts.len() / (rows * width);
         let mut scores = vec![0.0; rows * PIECE];
+        call.fetch(place(0), 0..AHEAD);
         for (i, part) in parts.chunks_exact_mut(rows * width).enumerate() {
-            let (pair, start) = place(first * grain + i);
+            let piece = place(i);
+            let next = (i + 1 < count).then(|| place(i + 1));
             let (sums, shares) = part.split_at_mut(rows * value_dims);
-            call.scores(pair, start, queries(pair), &mut scores);
+            call.scores(piece, next, queries(piece.pair), &mut scores);
             let each = scores.chunks_exact_mut(PIECE).zip(shares.as_chunks_mut().0).enumerate();
             for (row, (scores, share)) in each {
-                *share = call.weigh_piece(pair, row, start, &mut scores[..PIECE.min(keys - start)]);
+                *share = call.weigh_piece(piece.pair, row, piece.start, &mut scores[..piece.count]);
             }
-            let next = (i + 1 < count).then(|| place(first * grain + i + 1));
-            call.add((pair, start), &scores, PIECE, sums, next);
+            call.add(piece, next, &scores, PIECE, sums);
         }
     });
     out.fill(0.0);
@@ -85,43 +91,51 @@ impl Call<'_> {
         [pair / self.sizes.kv_heads, pair % self.sizes.kv_heads]
     }
 
-    /// The products of a pair's queries with the piece of keys from `start` on, `[rows, PIECE]`.
-    fn scores(&self, pair: usize, start: usize, queries: &[f32], scores: &mut [f32]) {
-        let Sizes { keys, dims, value_dims, .. } = self.sizes;
-        let (count, mut room) = (PIECE.min(keys - start), Vec::new());
-        for first in (0..count).step_by(NEAR) {
-            let near = NEAR.min(count - first);
-            match NEAR.min(count - first - near) {
-                0 => self.v.fetch(self.head(pair), start, [NEAR.min(count), value_dims]),
-                next => self.k.fetch(self.head(pair), start + first + near, [next, dims]),
-            }
-            let block = self.k.block(self.head(pair), start + first, [near, dims], &mut room);
+    /// Brings these positions of a piece near: those of its keys, and from `count` on those of its values.
+    fn fetch(&self, piece: Piece, positions: Range<usize>) {
+        let Sizes { dims, value_dims, .. } = self.sizes;
+        let Piece { pair, start, count } = piece;
+        let within = |from: usize| {
+            let [a, b] = [positions.start, positions.end].map(|i| i.saturating_sub(from).min(count));
+            (start + a, b - a)
+        };
+        let ((k, keys), (v, values)) = (within(0), within(count));
+        self.k.fetch(self.head(pair), k, [keys, dims]);
+        self.v.fetch(self.head(pair), v, [values, value_dims]);
+    }
+
+    /// The same of those that come [`AHEAD`] of `near` ones from `first` on, in this piece and then in the next.
+    fn fetch_ahead(&self, piece: Piece, next: Option<Piece>, first: usize, near: usize) {
+        let positions = first + AHEAD..first + near + AHEAD;
+        self.fetch(piece, positions.clone());
+        if let Some(next) = next {
+            let whole = 2 * piece.count;
+            self.fetch(next, positions.start.saturating_sub(whole)..positions.end.saturating_sub(whole));
+        }
+    }
+
+    /// The products of a pair's queries with a piece of the keys, `[rows, PIECE]`.
+    fn scores(&self, piece: Piece, next: Option<Piece>, queries: &[f32], scores: &mut [f32]) {
+        let Sizes { dims, .. } = self.sizes;
+        let mut room = Vec::new();
+        for first in (0..piece.count).step_by(NEAR) {
+            let near = NEAR.min(piece.count - first);
+            self.fetch_ahead(piece, next, first, near);
+            let block = self.k.block(self.head(piece.pair), piece.start + first, [near, dims], &mut room);
             block.dot(self.path, queries, dims, near, &mut scores[first..]);
         }
     }
 
-    /// Adds the piece of values from `start` on to `sums`, `[rows, value_dims]`, each times its weight. Those of a row
-    /// are `stride` after those of the row before. Meanwhile the first keys of `next_piece` are brought near.
-    fn add(
-        &self,
-        (pair, start): (usize, usize),
-        weights: &[f32],
-        stride: usize,
-        sums: &mut [f32],
-        next_piece: Option<(usize, usize)>,
-    ) {
-        let Sizes { keys, dims, value_dims, .. } = self.sizes;
-        let (count, mut room) = (PIECE.min(keys - start), Vec::new());
-        for first in (0..count).step_by(NEAR) {
-            let near = NEAR.min(count - first);
-            let next = NEAR.min(count - first - near);
-            match next_piece {
-                Some((pair, start)) if next == 0 => {
-                    self.k.fetch(self.head(pair), start, [NEAR.min(keys - start), dims]);
-                }
-                _ => self.v.fetch(self.head(pair), start + first + near, [next, value_dims]),
-            }
-            let block = self.v.block(self.head(pair), start + first, [near, value_dims], &mut room);
+    /// Adds a piece of the values to `sums`, `[rows, value_dims]`, each times its weight. Those of a row
+    /// are `stride` after those of the row before.
+    fn add(&self, piece: Piece, next: Option<Piece>, weights: &[f32], stride: usize, sums: &mut [f32]) {
+        let Sizes { value_dims, .. } = self.sizes;
+        let mut room = Vec::new();
+        for first in (0..piece.count).step_by(NEAR) {
+            let near = NEAR.min(piece.count - first);
+            self.fetch_ahead(piece, next, piece.count + first, near);
+            let block =
+                self.v.block(self.head(piece.pair), piece.start + first, [near, value_dims], &mut room);
             block.add(self.path, &weights[first..], stride, near, sums, value_dims);
         }
     }
@@ -216,20 +230,56 @@ impl<T: Number> Dot<'_, T> {
         let keys: [&[T]; R] = std::array::from_fn(|r| row(self.w, self.origin, self.line, key + r, dims));
         let queries: [&[f32]; M] = std::array::from_fn(|m| &self.queries[(query + m) * dims..][..dims]);
         let mut sums = [[L::splat(0.0); M]; R];
+        let strips = dims - dims % (STRIP * L::WIDTH);
         let whole = dims - dims % L::WIDTH;
-        for i in (0..whole).step_by(L::WIDTH) {
-            for (key, sums) in keys.iter().zip(&mut sums) {
-                let key = T::load::<L>(&key[i..]);
-                for (query, sum) in queries.iter().zip(sums) {
-                    *sum = key.mul_add(L::load(&query[i..]), *sum);
-                }
+        for at in (0..strips).step_by(STRIP * L::WIDTH) {
+            strip::<L, T, STRIP, R, M>(keys, queries, at, &mut sums);
+        }
+        for at in (strips..whole).step_by(L::WIDTH) {
+            strip::<L, T, 1, R, M>(keys, queries, at, &mut sums);
+        }
+        let mut each = [0.0; 8];
+        if R * M == 8 {
+            let mut all = [L::splat(0.0); 8];
+            for (all, sum) in all.iter_mut().zip(sums.as_flattened()) {
+                *all = *sum;
+            }
+            each = L::sum_eight(all);
+        } else {
+            for (each, sum) in each.iter_mut().zip(sums.as_flattened()) {
+                *each = sum.sum();
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (m, sum) in sums.iter().enumerate() {
-                let rest = keys[r][whole..].iter().zip(&queries[m][whole..]);
-                let rest = rest.fold(0.0, |sum, (key, query)| sum + key.number() * query);
-                self.scores[(query + m) * PIECE + key + r] = sum.sum() + rest;
+        for (i, sum) in each[..R * M].iter().enumerate() {
+            let (r, m) = (i / M, i % M);
+            let rest = keys[r][whole..].iter().zip(&queries[m][whole..]);
+            let rest = rest.fold(0.0, |sum, (key, query)| sum + key.number() * query);
+            self.scores[(query + m) * PIECE + key + r] = sum + rest;
+        }
+    }
+}
+
+/// Adds the products of `C` vectors from `at` on of keys and queries.
+#[inline(always)]
+fn strip<L: Lanes, T: Number, const C: usize, const R: usize, const M: usize>(
+    keys: [&[T]; R],
+    queries: [&[f32]; M],
+    at: usize,
+    sums: &mut [[L; M]; R],
+) {
+    let mut q = [[L::splat(0.0); C]; M];
+    for (q, query) in q.iter_mut().zip(queries) {
+        let query = &query[at..][..C * L::WIDTH];
+        for (c, q) in q.iter_mut().enumerate() {
+            *q = L::load(&query[c * L::WIDTH..]);
+        }
+    }
+    for (key, sums) in keys.iter().zip(sums) {
+        let key = &key[at..][..C * L::WIDTH];
+        for c in 0..C {
+            let key = T::load::<L>(&key[c * L::WIDTH..]);
+            for (q, sum) in q.iter().zip(&mut *sums) {
+                *sum = key.mul_add(q[c], *sum);
             }
         }
     }
@@ -251,53 +301,79 @@ impl<T: Number> Loop for Add<'_, T> {
 
     #[inline(always)]
     fn run<L: Lanes>(mut self) {
-        let (rows, whole) = (self.sums.len() / self.dims, self.count - self.count % 8);
-        let pairs = rows - rows % 2;
-        for first in (0..whole).step_by(8) {
-            for row in (0..pairs).step_by(2) {
-                self.rows::<L, 4, 2>(first, row);
-                self.rows::<L, 4, 2>(first + 4, row);
-            }
-            if pairs < rows {
-                self.rows::<L, 8, 1>(first, pairs);
-            }
-        }
-        for first in whole..self.count {
-            for row in 0..rows {
-                self.rows::<L, 1, 1>(first, row);
-            }
+        let rows = self.sums.len() / self.dims;
+        let mut row = 0;
+        while row < rows {
+            // Half of the registers: sixteen vectors with AVX-512, eight with others.
+            row += match (rows - row, L::WIDTH) {
+                (1, _) => self.rows::<L, 8, 1>(row),
+                (2 | 3, 16) => self.rows::<L, 8, 2>(row),
+                (2 | 3, _) => self.rows::<L, 4, 2>(row),
+                (_, 16) => self.rows::<L, 4, 4>(row),
+                _ => self.rows::<L, 2, 4>(row),
+            };
         }
     }
 }
 
 impl<T: Number> Add<'_, T> {
-    /// `R` positions from `first` on, to the sums of `M` rows from `row` on.
+    /// To the sums of `M` rows from `row` on, of which `C` vectors are in registers. Returns `M`.
     #[inline(always)]
-    fn rows<L: Lanes, const R: usize, const M: usize>(&mut self, first: usize, row: usize) {
+    fn rows<L: Lanes, const C: usize, const M: usize>(&mut self, row: usize) -> usize {
         let dims = self.dims;
-        let values: [&[T]; R] =
-            std::array::from_fn(|r| self::row(self.w, self.origin, self.line, first + r, dims));
-        let factors: [[f32; R]; M] = std::array::from_fn(|m| {
-            std::array::from_fn(|r| self.weights[(row + m) * self.stride + first + r])
-        });
-        let wide = factors.map(|factors| factors.map(L::splat));
-        let sums = &mut self.sums[row * dims..][..M * dims];
-        let whole = dims - dims % L::WIDTH;
-        for i in (0..whole).step_by(L::WIDTH) {
-            let values: [L; R] = std::array::from_fn(|r| T::load::<L>(&values[r][i..]));
-            for (m, wide) in wide.iter().enumerate() {
-                let mut sum = L::load(&sums[m * dims + i..]);
-                for (value, factor) in values.iter().zip(wide) {
-                    sum = value.mul_add(*factor, sum);
-                }
-                sum.store(&mut sums[m * dims + i..]);
+        let mut at = 0;
+        while dims - at >= C * L::WIDTH {
+            self.strip::<L, C, M>(row, at);
+            at += C * L::WIDTH;
+        }
+        while C > 4 && dims - at >= 4 * L::WIDTH {
+            self.strip::<L, 4, M>(row, at);
+            at += 4 * L::WIDTH;
+        }
+        while dims - at >= L::WIDTH {
+            self.strip::<L, 1, M>(row, at);
+            at += L::WIDTH;
+        }
+        for i in at..dims {
+            for m in row..row + M {
+                let weights = &self.weights[m * self.stride..][..self.count];
+                let values = (0..self.count).map(|p| self::row(self.w, self.origin, self.line, p, dims)[i]);
+                let products = weights.iter().zip(values).map(|(weight, value)| weight * value.number());
+                self.sums[m * dims + i] += products.sum::<f32>();
             }
         }
-        for (sums, factors) in sums.chunks_exact_mut(dims).zip(factors) {
-            for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
-                for (value, factor) in values.iter().zip(factors) {
-                    *sum += value[i].number() * factor;
+        M
+    }
+
+    /// To `C` vectors from `at` on of these sums.
+    #[inline(always)]
+    fn strip<L: Lanes, const C: usize, const M: usize>(&mut self, row: usize, at: usize) {
+        let Self { weights, stride, dims, count, .. } = *self;
+        let mut sums = [[L::splat(0.0); C]; M];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let from = &self.sums[(row + m) * dims + at..][..C * L::WIDTH];
+            for (c, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(&from[c * L::WIDTH..]);
+            }
+        }
+        let weights: [&[f32]; M] = std::array::from_fn(|m| &weights[(row + m) * stride..][..count]);
+        for p in 0..count {
+            let values = &self::row(self.w, self.origin, self.line, p, dims)[at..][..C * L::WIDTH];
+            let mut factors = [L::splat(0.0); M];
+            for (factor, weights) in factors.iter_mut().zip(weights) {
+                *factor = L::splat(weights[p]);
+            }
+            for c in 0..C {
+                let value = T::load::<L>(&values[c * L::WIDTH..]);
+                for (sums, factor) in sums.iter_mut().zip(factors) {
+                    sums[c] = value.mul_add(factor, sums[c]);
                 }
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            let to = &mut self.sums[(row + m) * dims + at..][..C * L::WIDTH];
+            for (c, sum) in sums.iter().enumerate() {
+                sum.store(&mut to[c * L::WIDTH..]);
             }
         }
     }

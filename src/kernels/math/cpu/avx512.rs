@@ -145,4 +145,28 @@ impl Lanes for Sixteen {
         // SAFETY: as above.
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
+    #[inline(always)]
+    fn sum_eight(all: [Self; 8]) -> [f32; 8] {
+        let mut sums = [0.0; 8];
+        // SAFETY: as above; eight numbers.
+        unsafe {
+            // Of every four lanes the sums of all that four vectors have there.
+            let mut fours = [_mm512_setzero_ps(); 2];
+            for (four, all) in fours.iter_mut().zip(all.as_chunks::<4>().0) {
+                let [a, b, c, d] = all;
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
+                let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+                let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+                *four = _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+            }
+            let [first, second] = fours;
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(first, second);
+            let halves = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(first, second));
+            let whole = _mm512_add_ps(halves, _mm512_shuffle_f32x4::<0b10_11_00_01>(halves, halves));
+            let whole = _mm512_shuffle_f32x4::<0b00_00_10_00>(whole, whole);
+            _mm256_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps256(whole));
+        }
+        sums
+    }
 }

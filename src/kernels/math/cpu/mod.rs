@@ -48,6 +48,16 @@ pub(crate) trait Lanes: Copy {
 
     fn sum(self) -> f32;
 
+    /// [`sum`](Self::sum) of each.
+    #[inline(always)]
+    fn sum_eight(all: [Self; 8]) -> [f32; 8] {
+        let mut sums = [0.0; 8];
+        for (sum, one) in sums.iter_mut().zip(all) {
+            *sum = one.sum();
+        }
+        sums
+    }
+
     #[inline(always)]
     fn exp(self) -> Self {
         super::exp(self)
