@@ -1,8 +1,13 @@
 #include "primitive.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <future>
+#include <mutex>
 #include <optional>
+#include <unordered_map>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/copy.h"
@@ -225,6 +230,58 @@ struct HeldOnce {
   }
 };
 
+// Of a stream's kernels with outputs in the place of inputs.
+//
+// The memory of an input can be taken over once what was enqueued with it is done, and MLX enqueues what comes later without
+// waiting for it: so it waits here. What was enqueued before a kernel is done when that begins.
+class Progress {
+ public:
+  static Progress& of(Stream stream) {
+    // Never destroyed: a stream's thread may outlive what is static.
+    static auto& mutex = *new std::mutex();
+    static auto& all = *new std::unordered_map<int, Progress>();
+    std::lock_guard lock(mutex);
+    return all[stream.index];
+  }
+
+  void enqueued() {
+    std::lock_guard lock(mutex_);
+    ++enqueued_;
+  }
+
+  void begun() {
+    {
+      std::lock_guard lock(mutex_);
+      ++begun_;
+    }
+    changed_.notify_all();
+  }
+
+  // Until nobody else holds the memory of `in`, or the stream has nothing left to do that might.
+  void wait_until_alone(const array& in, Stream stream) {
+    // What the stream waits for may be work of a GPU that nobody has committed: then a copy is to be made.
+    auto limit = gpu::is_available() ? std::chrono::milliseconds(100) : std::chrono::hours(1);
+    auto end = std::chrono::steady_clock::now() + limit;
+    std::unique_lock lock(mutex_);
+    while (!in.is_donatable() && begun_ < enqueued_) {
+      if (changed_.wait_until(lock, end) == std::cv_status::timeout) {
+        return;
+      }
+    }
+    lock.unlock();
+    if (!in.is_donatable()) {
+      auto done = std::make_shared<std::promise<void>>();
+      scheduler::enqueue(stream, [done] { done->set_value(); });
+      done->get_future().wait_until(end);
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t enqueued_{0}, begun_{0};
+};
+
 // Lets the system give large memory in large pages: small ones come one by one, which takes longer than many a kernel.
 void in_large_pages(const array& out) {
 #ifdef __linux__
@@ -254,6 +311,7 @@ class RustKernel : public Primitive {
         auto from = std::find(places.begin(), places.end(), place) - places.begin();
         HeldOnce held(inputs, outputs, from);
         auto& in = inputs[from];
+        Progress::of(stream()).wait_until_alone(in, stream());
         copy_cpu(in, outputs[i], in.flags().row_contiguous ? CopyType::Vector : CopyType::General, stream());
       }
     }
@@ -286,16 +344,15 @@ class RustKernel : public Primitive {
     }
     // Not as a dispatch of the encoder, which would count it: MLX dispatches once more for each operation itself, and
     // waits, and is woken, by that count.
-    bool counts = kernel_->c.in_place_count > 0;
-    if (counts) {
-      scheduler::notify_new_task(stream());
-    }
-    scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
-    // The memory of an input can be taken over once what was enqueued with it is done. MLX enqueues until ten tasks are not
-    // done; so that it does not get as far ahead as the next use of the same array, such a kernel counts as one of them. Where
-    // ten or fewer of them make a round, as in a model of so few layers, the input may be copied.
-    if (counts) {
-      scheduler::enqueue(stream(), [s = stream()] { scheduler::notify_task_completion(s); });
+    if (kernel_->c.in_place_count > 0) {
+      auto& progress = Progress::of(stream());
+      scheduler::enqueue(stream(), [call = std::move(call), &progress] {
+        progress.begun();
+        call->run();
+      });
+      progress.enqueued();
+    } else {
+      scheduler::enqueue(stream(), [call = std::move(call)] { call->run(); });
     }
   }
 

@@ -3,6 +3,7 @@
 //!
 //! A chain gives bit for bit what its kernels give one by one.
 
+use std::cell::RefCell;
 use std::mem;
 use std::sync::Arc;
 
@@ -51,6 +52,9 @@ impl Shaped for Spec {
 /// An array that a chain gets or makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node(usize);
+
+/// How much a [`Chain`] has.
+pub(crate) struct Mark([usize; 4]);
 
 /// Kernels that run one after the other as one operation of the graph, each with what it takes from those before it. That saves
 /// what an array between them would cost, which is more than a kernel of a single token takes. The results are bit for bit those
@@ -103,6 +107,21 @@ impl Chain {
         self.inputs.push(array.clone());
         let spec = Spec { shape: array.shape().to_vec(), dtype: array.dtype() };
         self.links.made(From::Input(self.inputs.len() - 1), spec)
+    }
+
+    /// What it has now, to go [back to](Self::back_to).
+    pub(crate) fn mark(&self) -> Mark {
+        let Links { steps, values, memories } = &self.links;
+        Mark([self.inputs.len(), steps.len(), values.len(), *memories])
+    }
+
+    /// Forgets what came after `mark`.
+    pub(crate) fn back_to(&mut self, mark: Mark) {
+        let Mark([inputs, steps, values, memories]) = mark;
+        self.inputs.truncate(inputs);
+        self.links.steps.truncate(steps);
+        self.links.values.truncate(values);
+        self.links.memories = memories;
     }
 
     /// Shape and dtype.
@@ -166,9 +185,10 @@ impl Chain {
 
     /// These outputs of kernels, not yet computed, on the stream of the current scope. Fails if one comes twice, and for a
     /// kernel with an output in the place of an input, unless that is an input of the chain that no other kernel takes, and the
-    /// output one of these.
+    /// output one of these. This thread drops the kernels, when it applies another chain after they have run.
     pub fn apply(self, outputs: &[Node]) -> Result<Vec<Array>> {
-        let Self { inputs, links } = self;
+        let Self { inputs, mut links } = self;
+        let uses = links.uses();
         let mut in_place = Vec::new();
         for step in &links.steps {
             for (output, input) in step.kernel.in_place() {
@@ -177,7 +197,7 @@ impl Chain {
                 let input = step.inputs.get(input).map(|node| &links.values[node.0]);
                 match (output, input) {
                     (Some(output), Some(&Value { from: From::Input(input), memory, .. }))
-                        if links.uses(memory) == 1 =>
+                        if uses[memory] == 1 =>
                     {
                         in_place.push((output, input));
                     }
@@ -194,7 +214,9 @@ impl Chain {
                 return Err(Error::argument(NAME, "an output that no kernel makes, or that comes twice"));
             }
         }
-        apply(Chained { links, outputs: outputs.to_vec(), in_place }, &inputs)
+        let lent = links.share(outputs);
+        let chained = Chained { links: kept(links), outputs: outputs.to_vec(), in_place, lent };
+        apply(chained, &inputs)
     }
 }
 
@@ -217,10 +239,56 @@ impl Links {
         self.add(Value { from, spec, memory: self.memories - 1, origin: 0, strides })
     }
 
-    /// How often kernels take what is in this memory.
-    fn uses(&self, memory: usize) -> usize {
-        let taken = self.steps.iter().flat_map(|step| &step.inputs);
-        taken.filter(|node| self.values[node.0].memory == memory).count()
+    /// How often kernels take what is in each memory.
+    fn uses(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.memories];
+        for node in self.steps.iter().flat_map(|step| &step.inputs) {
+            uses[self.values[node.0].memory] += 1;
+        }
+        uses
+    }
+
+    /// Lets what stays in a chain of these outputs share memory with what no kernel takes any more. Returns of each piece of memory
+    /// its bytes, and zero if it is not the chain's own.
+    fn share(&mut self, outputs: &[Node]) -> Vec<usize> {
+        let Self { steps, values, memories } = self;
+        let mut last = vec![0; *memories];
+        for (i, step) in steps.iter().enumerate() {
+            step.inputs.iter().chain(&step.outputs).for_each(|node| last[values[node.0].memory] = i);
+        }
+        let mut place: Vec<Option<usize>> = vec![None; *memories];
+        let inputs = values.iter().filter(|value| matches!(value.from, From::Input(_)));
+        let outer = inputs.chain(outputs.iter().map(|node| &values[node.0]));
+        let outer: Vec<usize> = outer.map(|value| value.memory).collect();
+        outer.iter().enumerate().for_each(|(at, memory)| place[*memory] = Some(at));
+        let mut lent = vec![0; outer.len()];
+        let mut free = Vec::new();
+        for (i, step) in steps.iter().enumerate() {
+            for node in &step.outputs {
+                let Value { spec, memory, .. } = &values[node.0];
+                if place[*memory].is_none() {
+                    let at = free.pop().unwrap_or_else(|| {
+                        lent.push(0);
+                        lent.len() - 1
+                    });
+                    lent[at] = lent[at].max(spec.size() * spec.dtype.size());
+                    place[*memory] = Some(at);
+                }
+            }
+            for memory in step.inputs.iter().chain(&step.outputs).map(|node| values[node.0].memory) {
+                if let (Some(at), true) = (place[memory], last[memory] == i)
+                    && lent[at] > 0
+                    && !free.contains(&at)
+                {
+                    free.push(at);
+                }
+            }
+        }
+        for value in values.iter_mut() {
+            value.memory = place[value.memory].unwrap_or_default();
+        }
+        *memories = lent.len();
+        lent
     }
 
     fn view<'a>(&'a self, node: Node, rooms: &'a [Room<'_>]) -> View<'a> {
@@ -238,6 +306,22 @@ impl Links {
         };
         View::new(bytes, 0, &spec.shape, strides, spec.dtype)
     }
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<Arc<Links>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Links that this thread frees, when it makes others after they have run. The thread of the stream, which would free them
+/// otherwise, has kernels to run meanwhile.
+fn kept(links: Links) -> Arc<Links> {
+    let links = Arc::new(links);
+    let _done: Vec<Arc<Links>> = KEPT.with_borrow_mut(|kept| {
+        let done = kept.extract_if(.., |links| Arc::strong_count(links) == 1).collect();
+        kept.push(Arc::clone(&links));
+        done
+    });
+    links
 }
 
 /// A piece of memory.
@@ -268,9 +352,11 @@ impl Room<'_> {
 
 /// A chain as a kernel.
 struct Chained {
-    links: Links,
+    links: Arc<Links>,
     outputs: Vec<Node>,
     in_place: Vec<(usize, usize)>,
+    /// Of each piece of memory its bytes, and zero if it is not the chain's own.
+    lent: Vec<usize>,
 }
 
 impl CustomKernel for Chained {
@@ -299,7 +385,7 @@ impl CustomKernel for Chained {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
-        let Links { steps, values, memories } = &self.links;
+        let Links { steps, values, memories } = &*self.links;
         let mut rooms: Vec<Room<'_>> = (0..*memories).map(|_| Room::Away).collect();
         for value in values {
             if let From::Input(input) = value.from {
@@ -310,16 +396,11 @@ impl CustomKernel for Chained {
             rooms[values[node.0].memory] = Room::Lent(output.bytes_mut());
         }
         // What does not leave the chain lies together, each from a multiple of eight bytes on.
-        let inner = |value: &&Value| {
-            matches!(value.from, From::Output { .. }) && matches!(rooms[value.memory], Room::Away)
-        };
-        let len = |value: &Value| value.spec.size() * value.spec.dtype.size();
-        let inner: Vec<&Value> = values.iter().filter(inner).collect();
-        let mut memory = vec![0u64; inner.iter().map(|value| len(value).div_ceil(8)).sum()];
+        let mut memory = vec![0u64; self.lent.iter().map(|bytes| bytes.div_ceil(8)).sum()];
         let mut rest: &mut [u64] = &mut memory;
-        for value in inner {
-            let own = rest.split_off_mut(..len(value).div_ceil(8)).unwrap_or_default();
-            rooms[value.memory] = Room::Lent(&mut bytemuck::cast_slice_mut(own)[..len(value)]);
+        for (room, bytes) in rooms.iter_mut().zip(&self.lent).filter(|(_, bytes)| **bytes > 0) {
+            let own = rest.split_off_mut(..bytes.div_ceil(8)).unwrap_or_default();
+            *room = Room::Lent(bytemuck::cast_slice_mut(own));
         }
         for step in steps {
             let take = |node: &Node| mem::replace(&mut rooms[values[node.0].memory], Room::Away);
@@ -327,8 +408,15 @@ impl CustomKernel for Chained {
             let views: Vec<View<'_>> =
                 step.inputs.iter().map(|&node| self.links.view(node, &rooms)).collect();
             let outputs = made.iter_mut().zip(&step.outputs).map(|(room, node)| {
-                let spec = &values[node.0].spec;
-                ViewMut::new(room.bytes_mut(), &spec.shape, spec.dtype)
+                let Value { spec, memory, .. } = &values[node.0];
+                let bytes = room.bytes_mut().get_mut(..spec.size() * spec.dtype.size()).unwrap_or_default();
+                if self.lent[*memory] > 0 && !step.kernel.fills() {
+                    bytes.fill(0);
+                } else if self.lent[*memory] > 0 && cfg!(debug_assertions) {
+                    // Whoever says so and does not is found out.
+                    bytes.fill(0xff);
+                }
+                ViewMut::new(bytes, &spec.shape, spec.dtype)
             });
             step.kernel.cpu(&views, &mut outputs.collect::<Vec<_>>())?;
             for (room, node) in made.into_iter().zip(&step.outputs) {
@@ -340,7 +428,7 @@ impl CustomKernel for Chained {
 
     /// Kernel by kernel.
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        let Links { steps, values, .. } = &self.links;
+        let Links { steps, values, .. } = &*self.links;
         let mut arrays: Vec<Array> = Vec::with_capacity(values.len());
         let mut made: Vec<Vec<Array>> = Vec::with_capacity(steps.len());
         for value in values {

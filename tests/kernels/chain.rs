@@ -137,6 +137,45 @@ fn a_chain_gives_what_its_kernels_give() {
     }
 }
 
+/// Any kernels of what came before, in whole and in part, of which some are outputs.
+#[test]
+fn what_stays_in_a_chain_is_kept_as_long_as_it_is_needed() {
+    for seed in 0..60 {
+        let mut numbers = Numbers(seed).array(&[200]).1.into_iter().map(|x| (x.abs() * 1e4) as usize);
+        let mut any = |below: usize| numbers.next().unwrap() % below;
+        let sizes = [24, 12];
+        let arrays = sizes.map(|size| Numbers(seed + 100).array(&[size]).0);
+        let mut chain = Chain::new();
+        // Of each size the nodes so far, and their numbers.
+        let mut known = arrays.each_ref().map(|array| vec![(chain.input(array), array.clone())]);
+        let mut made = Vec::new();
+        for factor in 1..=30 {
+            let kernel = Sum { factor: 1.0 / factor as f32 };
+            let size = any(2);
+            let (x, x_array) = known[size][any(known[size].len())].clone();
+            // A half takes a part of a whole.
+            let (mut y, mut y_array) = known[0][any(known[0].len())].clone();
+            if size == 1 {
+                let start = any(13) as i32;
+                y = chain.slice(y, 0, [start, start + 12]).unwrap();
+                y_array = ops::slice(&y_array, &[start], &[start + 12], &[1]).unwrap();
+            }
+            let node = chain.push(kernel, [x, y]).unwrap()[0];
+            let array = apply(kernel, [&x_array, &y_array]).unwrap().swap_remove(0);
+            known[size].push((node, array.clone()));
+            made.push((node, array));
+        }
+        let outputs: Vec<_> = made.iter().filter(|_| any(4) == 0).chain(made.last()).collect();
+        let outputs: Vec<_> =
+            outputs.iter().enumerate().filter(|(i, a)| outputs[..*i].iter().all(|b| b.0 != a.0)).collect();
+        let nodes: Vec<Node> = outputs.iter().map(|(_, (node, _))| *node).collect();
+        let found = chain.apply(&nodes).unwrap();
+        for (found, (_, (_, expected))) in found.iter().zip(outputs) {
+            assert_eq!(values(found), values(expected), "{seed}");
+        }
+    }
+}
+
 #[test]
 fn what_takes_the_place_of_an_input_leaves_the_input_of_others_alone() {
     let place = Arc::new(AtomicUsize::new(0));
@@ -174,6 +213,32 @@ fn what_takes_the_place_of_an_input_leaves_the_input_of_others_alone() {
         let loss = |x: &Array| ops::sum(&ops::square(&put(x, &[2.0], in_chain))?, .., false);
         let grad = transforms::grad(loss, &x).unwrap();
         assert_eq!(values(&grad.index(0..3).unwrap()), [0.0, 12.0 * factor, 2.0]);
+    }
+}
+
+/// Though nothing waits for what was before.
+#[test]
+fn memory_is_taken_over_in_a_row_of_kernels_that_is_handed_out_at_once() {
+    for count in [1, 3] {
+        let places: Vec<_> = (0..count).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        let mut arrays: Vec<Array> =
+            (0..count).map(|_| ops::zeros(&[100_000], mlxport::Dtype::Float32).unwrap()).collect();
+        transforms::eval(&arrays).unwrap();
+        let mut seen = BTreeSet::new();
+        for i in 0..40 {
+            for (array, place) in arrays.iter_mut().zip(&places) {
+                let new = Array::from_slice(&[i as f32], &[1]).unwrap();
+                *array = apply(Put(place.clone()), [&*array, &new]).unwrap().swap_remove(0);
+            }
+            transforms::async_eval(&arrays).unwrap();
+            if i > 2 {
+                seen.extend(places.iter().map(|place| place.load(Ordering::Relaxed)));
+            }
+        }
+        for array in &arrays {
+            assert_eq!(values(&array.index(0..2).unwrap()), [39.0, 0.0]);
+        }
+        assert_eq!(seen.len(), count);
     }
 }
 

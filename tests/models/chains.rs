@@ -9,7 +9,7 @@ use mlxport::ops::Quantization;
 use mlxport::port::{Rewrite, rewrite};
 use mlxport::{Array, Dtype, ops, transforms};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::zoo::Fixture;
 
@@ -43,6 +43,21 @@ fn compare(model: &dyn LanguageModel, rows: &[Vec<i32>], what: &str) -> bool {
     chains
 }
 
+/// The model of a checkpoint, quantized to 4 bits unless it is quantized already.
+fn quantized(checkpoint: &tempfile::TempDir) -> Box<dyn LanguageModel> {
+    let (dir, out) = (checkpoint.path(), checkpoint.path().join("quantized"));
+    let options = Rewrite {
+        source: dir.to_path_buf(),
+        out: out.clone(),
+        quantize: Some(Quantization::affine(32, 4)),
+        recipe: None,
+        dequantize: false,
+        dtype: Some(Dtype::Bfloat16),
+    };
+    let is_new = rewrite(&options, &mut |_, _| Ok(())).is_ok();
+    models::load(if is_new { &out } else { dir }).unwrap()
+}
+
 #[test]
 fn layers_as_chains_give_the_same_bits() {
     if kernels::active() == Path::Reference {
@@ -58,19 +73,7 @@ fn layers_as_chains_give_the_same_bits() {
         if ids[0].len() < 10 || !types.insert(model_type) && !several {
             continue;
         }
-        let tmp = fixture.checkpoint(&fixture.config);
-        let out = tmp.path().join("quantized");
-        let options = Rewrite {
-            source: tmp.path().to_path_buf(),
-            out: out.clone(),
-            quantize: Some(Quantization::affine(32, 4)),
-            recipe: None,
-            dequantize: false,
-            dtype: Some(Dtype::Bfloat16),
-        };
-        // What is quantized already is as it is.
-        let dir = if rewrite(&options, &mut |_, _| Ok(())).is_ok() { &out } else { tmp.path() };
-        let model = models::load(dir).unwrap();
+        let model = quantized(&fixture.checkpoint(&fixture.config));
         if compare(&*model, ids, case) {
             with_chains.insert(case.clone());
         }
@@ -80,4 +83,40 @@ fn layers_as_chains_give_the_same_bits() {
     }
     let missing: Vec<_> = CHAINED.iter().filter(|name| !with_chains.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:?} are not among {with_chains:?}");
+}
+
+/// Several layers in a chain, with others between them.
+#[test]
+fn many_layers_as_chains_give_the_same_bits() {
+    if kernels::active() == Path::Reference {
+        return;
+    }
+    let fixtures = Fixture::all();
+    let full_and_sliding = |layers: &[usize]| {
+        let types = ["full_attention", "sliding_attention"];
+        json!({"layer_types": layers.iter().map(|layer| types[*layer]).collect::<Vec<_>>()})
+    };
+    let sliding = [0, 0, 0, 1, 0, 0, 1, 1, 0, 0];
+    let cases = [
+        // Eight in a chain, eight, and two.
+        ("qwen3", vec![0; 18], json!({})),
+        // Layers with a memory of a window do not go into chains.
+        ("llama__sliding", sliding.to_vec(), full_and_sliding(&sliding)),
+        // Experts end a chain, which has three layers before them.
+        ("dots1", vec![0, 0, 0, 1, 1, 1, 1, 1], json!({"first_k_dense_replace": 3})),
+        // Convolutions and attention.
+        ("lfm2", vec![0, 1, 1, 1, 0, 1, 1, 1, 1], json!({"full_attn_idxs": [1, 2, 3, 5, 6, 7, 8]})),
+    ];
+    for (case, layers, changes) in cases {
+        let fixture = fixtures.iter().find(|fixture| fixture.case == case).unwrap();
+        let mut config: Value = serde_json::from_str(&fixture.config).unwrap();
+        config["num_hidden_layers"] = layers.len().into();
+        config.as_object_mut().unwrap().remove("layer_types");
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let model = quantized(&fixture.with_layers(&config.to_string(), &layers));
+        assert_eq!(model.num_layers(), layers.len());
+        assert!(compare(&*model, &fixture.ids, case), "{case} has no chains");
+    }
 }

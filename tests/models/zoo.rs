@@ -77,6 +77,23 @@ impl Fixture {
         tmp
     }
 
+    /// Writes a checkpoint of other layers: each has the shapes of that one of its own which `layers` names.
+    pub fn with_layers(&self, config: &str, layers: &[usize]) -> tempfile::TempDir {
+        const NAME: &str = "model.layers.";
+        let (inner, outer): (Vec<&String>, Vec<&String>) =
+            self.tensors.iter().partition(|line| line.starts_with(NAME));
+        let of_layer = |(i, from): (usize, &usize)| {
+            let prefix = format!("{NAME}{from}.");
+            let parts = inner.iter().filter_map(move |line| line.strip_prefix(&prefix));
+            parts.map(|part| format!("{NAME}{i}.{part}")).collect::<Vec<_>>()
+        };
+        let lines: Vec<String> =
+            outer.into_iter().cloned().chain(layers.iter().enumerate().flat_map(of_layer)).collect();
+        let tmp = tempfile::tempdir().unwrap();
+        recipe::write(tmp.path(), config, &lines, self.seed);
+        tmp
+    }
+
     fn expected(&self, packed: &str) -> Vec<f32> {
         let bytes = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
         bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()

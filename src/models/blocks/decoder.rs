@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use super::chained::{Recorded, Recording};
 use crate::array::Array;
 use crate::cache::{Appended, Cache, LayerCache, Masks};
 use crate::checkpoint::{Rules, Weights};
@@ -48,6 +49,23 @@ pub trait FeedForward: Module + std::fmt::Debug {
 pub trait DecoderLayer: Module + std::fmt::Debug {
     /// `[batch, length, dims]` to the same shape.
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array>;
+
+    /// The same of one position of each sequence in a chain, all of it or but for what [`feed`](Self::feed) does, and what the
+    /// cache is to keep of it. `None` where it is not a case for chains, and by default.
+    fn record(
+        &self,
+        _chain: &mut Chain,
+        _x: Node,
+        _masks: &mut Masks,
+        _cache: &LayerCache,
+    ) -> Result<Option<(Recorded, Appended)>> {
+        Ok(None)
+    }
+
+    /// The rest of a layer of which a chain has the [mixer](Recorded::Mixed). Fails by default.
+    fn feed(&self, _h: &Array, _normed: &Array) -> Result<Array> {
+        Err(Error::argument("feed", "a layer that chains have whole or not at all"))
+    }
 
     /// An empty memory for it; `None` if it has none.
     fn make_cache(&self) -> Option<LayerCache>;
@@ -117,50 +135,10 @@ impl<A: Mixer, F: FeedForward> Block<A, F> {
     fn branch(&self, x: Array) -> Result<Array> {
         self.residual_scale.map_or(Ok(x.clone()), |scale| &x * scale)
     }
-
-    /// The whole layer for one position of each sequence, as a chain, or as one of its mixer and the rest one by one; `None`
-    /// where it is not a case for chains. Nothing in between can be watched.
-    fn chained(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Option<Array>> {
-        let (Some(norm2), Order::Sequential, None, &[_, 1, _]) =
-            (&self.norm2, self.order, self.residual_scale, x.shape())
-        else {
-            return Ok(None);
-        };
-        if probe::is_recording() {
-            return Ok(None);
-        }
-        let mut chain = Chain::new();
-        let x = chain.input(x);
-        let Some(normed) = self.norm1.record(&mut chain, x)? else { return Ok(None) };
-        let Some((mixed, appended)) = self.mixer.record(&mut chain, normed, masks, cache)? else {
-            return Ok(None);
-        };
-        let Some([h, normed]) = norm2.record_sum(&mut chain, x, mixed)? else { return Ok(None) };
-        let whole = match self.mlp.record(&mut chain, normed)? {
-            Some(fed) => chain.add(h, fed)?,
-            None => None,
-        };
-        let [keys, values] = appended.parts;
-        let outputs = match whole {
-            Some(out) => chain.apply(&[keys, values, out])?,
-            None => chain.apply(&[keys, values, h, normed])?,
-        };
-        let [keys, values, rest @ ..] = &outputs[..] else {
-            return Err(Error::argument("chain", format!("{} outputs", outputs.len())));
-        };
-        cache.keep(appended, [keys.clone(), values.clone()]);
-        match rest {
-            [h, normed] => (h + self.mlp.forward(normed)?).map(Some),
-            rest => Ok(rest.first().cloned()),
-        }
-    }
 }
 
 impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
-        if let Some(out) = self.chained(x, masks, cache)? {
-            return Ok(out);
-        }
         let normed = self.norm1.forward(x)?;
         let mixed = stage(self.names.mixer, || self.mixer.forward(&normed, masks, cache))?;
         let mixed = self.branch(mixed)?;
@@ -171,6 +149,32 @@ impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
         };
         let fed = stage(self.names.mlp, || self.mlp.forward(&normed))?;
         h + self.branch(fed)?
+    }
+
+    fn record(
+        &self,
+        chain: &mut Chain,
+        x: Node,
+        masks: &mut Masks,
+        cache: &LayerCache,
+    ) -> Result<Option<(Recorded, Appended)>> {
+        let (Some(norm2), Order::Sequential, None) = (&self.norm2, self.order, self.residual_scale) else {
+            return Ok(None);
+        };
+        let Some(normed) = self.norm1.record(chain, x)? else { return Ok(None) };
+        let Some((mixed, appended)) = self.mixer.record(chain, normed, masks, cache)? else {
+            return Ok(None);
+        };
+        let Some([h, normed]) = norm2.record_sum(chain, x, mixed)? else { return Ok(None) };
+        let whole = match self.mlp.record(chain, normed)? {
+            Some(fed) => chain.add(h, fed)?,
+            None => None,
+        };
+        Ok(Some((whole.map_or(Recorded::Mixed([h, normed]), Recorded::Whole), appended)))
+    }
+
+    fn feed(&self, h: &Array, normed: &Array) -> Result<Array> {
+        h + self.mlp.forward(normed)?
     }
 
     fn make_cache(&self) -> Option<LayerCache> {
@@ -214,6 +218,18 @@ impl<M: Mixer + ?Sized> Mixer for Box<M> {
 impl<L: DecoderLayer + ?Sized> DecoderLayer for Box<L> {
     fn forward(&self, x: &Array, masks: &mut Masks, cache: &mut LayerCache) -> Result<Array> {
         (**self).forward(x, masks, cache)
+    }
+    fn record(
+        &self,
+        chain: &mut Chain,
+        x: Node,
+        masks: &mut Masks,
+        cache: &LayerCache,
+    ) -> Result<Option<(Recorded, Appended)>> {
+        (**self).record(chain, x, masks, cache)
+    }
+    fn feed(&self, h: &Array, normed: &Array) -> Result<Array> {
+        (**self).feed(h, normed)
     }
     fn make_cache(&self) -> Option<LayerCache> {
         (**self).make_cache()
@@ -366,13 +382,51 @@ impl<L: DecoderLayer> Decoder<L> {
         self.run(h, masks, cache.layers_mut(memories)?)
     }
 
-    /// As [`hidden`](Self::hidden), with the memories of the layers that have one.
+    /// As [`hidden`](Self::hidden), with the memories of the layers that have one. Layers with one position of each sequence are
+    /// chains where they can be, and nobody watches what comes out of each.
     pub fn run(&self, mut h: Array, mut masks: Masks, caches: &mut [LayerCache]) -> Result<Array> {
+        let chains = matches!(h.shape(), [_, 1, _]) && !probe::is_recording();
+        let mut recording: Option<Recording<'_>> = None;
         let mut caches = caches.iter_mut();
         for (i, layer) in self.layers.iter().enumerate() {
+            let mut cache = layer.make_cache().and_then(|_| caches.next());
+            if let (true, Some(own)) = (chains, &cache) {
+                let mut begun = recording.take().unwrap_or_else(|| Recording::new(&h));
+                let mark = begun.chain.mark();
+                let recorded = layer.record(&mut begun.chain, begun.last, &mut masks, own)?;
+                match (recorded, cache.take()) {
+                    (Some((Recorded::Whole(out), appended)), Some(own)) => {
+                        begun.push(out, own, appended);
+                        if begun.is_full(self.layers.len()) {
+                            [h] = begun.apply([out])?;
+                        } else {
+                            recording = Some(begun);
+                        }
+                        continue;
+                    }
+                    (Some((Recorded::Mixed(parts), appended)), Some(own)) => {
+                        begun.push(begun.last, own, appended);
+                        let [mixed, normed] = begun.apply(parts)?;
+                        h = layer.feed(&mixed, &normed)?;
+                        continue;
+                    }
+                    (_, own) => {
+                        begun.chain.back_to(mark);
+                        if !begun.is_empty() {
+                            let last = begun.last;
+                            [h] = begun.apply([last])?;
+                        }
+                        cache = own;
+                    }
+                }
+            }
             let mut none = LayerCache::Stateless;
-            let cache = layer.make_cache().and_then(|_| caches.next()).unwrap_or(&mut none);
+            let cache = cache.unwrap_or(&mut none);
             h = stage(format_args!("layers.{i}"), || layer.forward(&h, &mut masks, cache))?;
+        }
+        if let Some(recording) = recording {
+            let last = recording.last;
+            [h] = recording.apply([last])?;
         }
         stage("norm", || self.norm.forward(&h))
     }

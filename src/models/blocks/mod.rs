@@ -2,6 +2,7 @@
 
 mod attention;
 mod causal_conv;
+mod chained;
 mod compressed_attention;
 mod decoder;
 mod delta_attention;
@@ -29,6 +30,7 @@ pub use crate::kernels::recurrence::wkv;
 pub use crate::kernels::selective_scan::{diagonal_scan, selective_scan};
 pub use attention::{Attention, AttentionNames, LayerType, Qkv, attend, merge_heads, soft_cap, split_heads};
 pub use causal_conv::{CausalConv, unpadded};
+pub use chained::Recorded;
 pub use compressed_attention::{CompressedAttention, CompressedConfig, SharedGroups};
 pub use decoder::{
     Block, BlockNames, Decoder, DecoderLayer, FeedForward, LogitsScale, Mixer, Names, Order, TextConfig,
