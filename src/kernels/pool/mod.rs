@@ -60,6 +60,33 @@ pub(crate) fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(
             work(i, piece);
         }
     };
+    on_all_threads(pieces, take_pieces);
+}
+
+/// Calls `work` with each of `all`, in any order and on any thread, which takes the next before it works on one: that goes to
+/// `prepare` first.
+pub(crate) fn for_each_ahead<T: Send>(
+    all: &mut [T],
+    prepare: impl Fn(&T) + Sync,
+    work: impl Fn(&mut T) + Sync,
+) {
+    let count = all.len();
+    let rest = Mutex::new(all.iter_mut());
+    let take_all = || {
+        let mut next = rest.lock().next();
+        while let Some(one) = next {
+            next = rest.lock().next();
+            if let Some(next) = &next {
+                prepare(next);
+            }
+            work(one);
+        }
+    };
+    on_all_threads(count, take_all);
+}
+
+/// Calls `take_pieces`, which takes those that nobody has taken yet, on as many threads as there are pieces, at most.
+fn on_all_threads(pieces: usize, take_pieces: impl Fn() + Sync) {
     let helpers = if pieces > 1 { HELPERS.read().clone() } else { None };
     match helpers {
         None => take_pieces(),

@@ -23,7 +23,7 @@ use half::{bf16, f16};
 
 use super::portable::{Row, dot};
 use super::{E2M1, Scales, Weights};
-use crate::kernels::pool;
+use crate::kernels::{math, pool};
 use crate::ops::QuantizationMode;
 
 /// Columns that are worked through at a time, so that what they meet of `x` stays in the nearest cache: of one
@@ -160,6 +160,9 @@ fn blocks<F: Form>(weights: &[Weights<'_>], x: &[&[f32]], columns: &mut [f32], g
     });
 }
 
+/// Bytes of codes that are fetched before a piece is worked on.
+const FIRST: usize = 4096;
+
 /// Pieces of the rows of the weights by `rows(w, first, columns)`, and the portable way what it gives that is not finite.
 /// The first pieces are large, since codes arrive late where a thread begins with one; the last are small, so that all
 /// threads end together. `grain` rows are worth another thread.
@@ -183,19 +186,23 @@ pub fn columns_of(
             first += size;
         }
     }
-    pool::for_each_piece(&mut pieces, 1, |_, piece| {
-        for (matrix, first, columns) in piece {
-            rows(matrix, *first, columns);
-            // Bits of magnitudes are in order as integers, and those that are not finite are the last.
-            let largest = columns.iter().fold(0, |max, sum| max.max((sum.to_bits() & 0x7fff_ffff) as i32));
-            if largest < f32::INFINITY.to_bits() as i32 {
-                continue;
-            }
-            let mut row = None;
-            for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
-                for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
-                    *sum = dot(x, row.get_or_insert_with(|| Row::new(matrix.w)).decode(*first + n));
-                }
+    // The first codes of a piece: those that follow are fetched during the work on it.
+    let fetch = |(matrix, first, _): &(Matrix<'_>, usize, &mut [f32])| {
+        let Weights { codes, n, .. } = matrix.w;
+        let own = &codes[first * (codes.len() / n)..];
+        math::fetch(&own[..own.len().min(FIRST)]);
+    };
+    pool::for_each_ahead(&mut pieces, fetch, |(matrix, first, columns)| {
+        rows(matrix, *first, columns);
+        // Bits of magnitudes are in order as integers, and those that are not finite are the last.
+        let largest = columns.iter().fold(0, |max, sum| max.max((sum.to_bits() & 0x7fff_ffff) as i32));
+        if largest < f32::INFINITY.to_bits() as i32 {
+            return;
+        }
+        let mut row = None;
+        for (n, sums) in columns.chunks_exact_mut(x.len()).enumerate() {
+            for (sum, x) in sums.iter_mut().zip(x).filter(|(sum, _)| !sum.is_finite()) {
+                *sum = dot(x, row.get_or_insert_with(|| Row::new(matrix.w)).decode(*first + n));
             }
         }
     });
