@@ -16,3 +16,13 @@ pub fn for_each_piece<T: Send>(out: &mut [T], size: usize, work: impl Fn(usize, 
         }
     });
 }
+
+/// As the product's, which takes the next of `all` before it works on one.
+pub fn for_each_ahead<T: Send>(all: &mut [T], prepare: impl Fn(&T) + Sync, work: impl Fn(&mut T) + Sync) {
+    for i in 0..all.len() {
+        if let Some(next) = all.get(i + 1) {
+            prepare(next);
+        }
+        work(&mut all[i]);
+    }
+}
