@@ -84,8 +84,8 @@ struct Kernel {
     Arrays drawn;
     for (size_t i = 0; i < inputs.size(); ++i) {
       auto& in = inputs[i];
-      bool fits = takes_strided(i) || in.flags().row_contiguous;
-      if (in.is_available() && !in.is_tracer() && fits && !is_in_place(i)) {
+      bool is_fixed = in.is_available() && !in.is_tracer() && !is_in_place(i);
+      if (is_fixed && (takes_strided(i) || in.flags().row_contiguous)) {
         held.emplace_back(in);
       } else {
         held.emplace_back();

@@ -326,7 +326,7 @@ impl<T: Number> Add<'_, T> {
             self.strip::<L, C, M>(row, at);
             at += C * L::WIDTH;
         }
-        while C > 4 && dims - at >= 4 * L::WIDTH {
+        if C > 4 && dims - at >= 4 * L::WIDTH {
             self.strip::<L, 4, M>(row, at);
             at += 4 * L::WIDTH;
         }

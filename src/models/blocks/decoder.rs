@@ -166,10 +166,14 @@ impl<A: Mixer, F: FeedForward> DecoderLayer for Block<A, F> {
             return Ok(None);
         };
         let Some([h, normed]) = norm2.record_sum(chain, x, mixed)? else { return Ok(None) };
+        let mark = chain.mark();
         let whole = match self.mlp.record(chain, normed)? {
             Some(fed) => chain.add(h, fed)?,
             None => None,
         };
+        if whole.is_none() {
+            chain.back_to(mark);
+        }
         Ok(Some((whole.map_or(Recorded::Mixed([h, normed]), Recorded::Whole), appended)))
     }
 
