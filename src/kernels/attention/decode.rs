@@ -62,7 +62,7 @@ pub(super) fn attention(call: &Call<'_>, pairs: usize, rows: usize, out: &mut [f
             for (row, (scores, share)) in each {
                 *share = call.weigh_piece(piece.pair, row, piece.start, &mut scores[..piece.count]);
             }
-            call.add(piece, next, &scores, PIECE, sums);
+            call.add(piece, next, &scores, sums);
         }
     });
     out.fill(0.0);
@@ -126,9 +126,8 @@ impl Call<'_> {
         }
     }
 
-    /// Adds a piece of the values to `sums`, `[rows, value_dims]`, each times its weight. Those of a row
-    /// are `stride` after those of the row before.
-    fn add(&self, piece: Piece, next: Option<Piece>, weights: &[f32], stride: usize, sums: &mut [f32]) {
+    /// Adds a piece of the values to `sums`, `[rows, value_dims]`, each times its weight, of `[rows, PIECE]`.
+    fn add(&self, piece: Piece, next: Option<Piece>, weights: &[f32], sums: &mut [f32]) {
         let Sizes { value_dims, .. } = self.sizes;
         let mut room = Vec::new();
         for first in (0..piece.count).step_by(NEAR) {
@@ -136,7 +135,7 @@ impl Call<'_> {
             self.fetch_ahead(piece, next, piece.count + first, near);
             let block =
                 self.v.block(self.head(piece.pair), piece.start + first, [near, value_dims], &mut room);
-            block.add(self.path, &weights[first..], stride, near, sums, value_dims);
+            block.add(self.path, &weights[first..], near, sums, value_dims);
         }
     }
 }
@@ -152,19 +151,18 @@ impl Block<'_> {
         }
     }
 
-    /// Adds to `sums`, `[rows, dims]`, each of the `count` positions times its weight. Those of a row are `stride`
-    /// after those of the row before.
-    fn add(&self, path: Path, weights: &[f32], stride: usize, count: usize, sums: &mut [f32], dims: usize) {
+    /// Adds to `sums`, `[rows, dims]`, each of the `count` positions times its weight, of `[rows, PIECE]`.
+    fn add(&self, path: Path, weights: &[f32], count: usize, sums: &mut [f32], dims: usize) {
         let Self { origin, line, .. } = *self;
         match self.numbers {
             Numbers::Float32(w) => {
-                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+                math::run(path, Add { weights, w, origin, line, count, sums, dims });
             }
             Numbers::Float16(w) => {
-                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+                math::run(path, Add { weights, w, origin, line, count, sums, dims });
             }
             Numbers::Bfloat16(w) => {
-                math::run(path, Add { weights, stride, w, origin, line, count, sums, dims });
+                math::run(path, Add { weights, w, origin, line, count, sums, dims });
             }
         }
     }
@@ -287,7 +285,6 @@ fn strip<L: Lanes, T: Number, const C: usize, const R: usize, const M: usize>(
 
 struct Add<'a, T> {
     weights: &'a [f32],
-    stride: usize,
     w: &'a [T],
     origin: usize,
     line: isize,
@@ -336,7 +333,7 @@ impl<T: Number> Add<'_, T> {
         }
         for i in at..dims {
             for m in row..row + M {
-                let weights = &self.weights[m * self.stride..][..self.count];
+                let weights = &self.weights[m * PIECE..][..self.count];
                 let values = (0..self.count).map(|p| self::row(self.w, self.origin, self.line, p, dims)[i]);
                 let products = weights.iter().zip(values).map(|(weight, value)| weight * value.number());
                 self.sums[m * dims + i] += products.sum::<f32>();
@@ -348,7 +345,7 @@ impl<T: Number> Add<'_, T> {
     /// To `C` vectors from `at` on of these sums.
     #[inline(always)]
     fn strip<L: Lanes, const C: usize, const M: usize>(&mut self, row: usize, at: usize) {
-        let Self { weights, stride, dims, count, .. } = *self;
+        let Self { weights, dims, count, .. } = *self;
         let mut sums = [[L::splat(0.0); C]; M];
         for (m, sums) in sums.iter_mut().enumerate() {
             let from = &self.sums[(row + m) * dims + at..][..C * L::WIDTH];
@@ -356,7 +353,7 @@ impl<T: Number> Add<'_, T> {
                 *sum = L::load(&from[c * L::WIDTH..]);
             }
         }
-        let weights: [&[f32]; M] = std::array::from_fn(|m| &weights[(row + m) * stride..][..count]);
+        let weights: [&[f32]; M] = std::array::from_fn(|m| &weights[(row + m) * PIECE..][..count]);
         for p in 0..count {
             let values = &self::row(self.w, self.origin, self.line, p, dims)[at..][..C * L::WIDTH];
             let mut factors = [L::splat(0.0); M];

@@ -35,19 +35,25 @@ impl<'a> Recording<'a> {
         Self { chain, last, kept: Vec::new() }
     }
 
-    /// Takes a layer, whose output is `last`.
-    pub fn push(&mut self, last: Node, cache: &'a mut LayerCache, appended: Appended) {
-        self.last = last;
+    /// Takes what a layer's memory is to keep.
+    pub fn push(&mut self, cache: &'a mut LayerCache, appended: Appended) {
         self.kept.push((cache, appended));
     }
 
     /// Whether it has as many layers as one chain of a model of `layers` is to have.
     pub fn is_full(&self, layers: usize) -> bool {
-        self.kept.len() >= (layers / LEAST).clamp(1, MOST)
+        self.kept.len() >= layers.div_ceil(LEAST).min(MOST)
     }
 
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty()
+    }
+
+    /// Adds it to the graph. Returns what comes out of the last layer.
+    pub fn output(self) -> Result<Array> {
+        let last = self.last;
+        let [out] = self.apply([last])?;
+        Ok(out)
     }
 
     /// Adds it to the graph. Returns these of its nodes.

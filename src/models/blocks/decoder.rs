@@ -400,16 +400,17 @@ impl<L: DecoderLayer> Decoder<L> {
                 let recorded = layer.record(&mut begun.chain, begun.last, &mut masks, own)?;
                 match (recorded, cache.take()) {
                     (Some((Recorded::Whole(out), appended)), Some(own)) => {
-                        begun.push(out, own, appended);
+                        begun.push(own, appended);
+                        begun.last = out;
                         if begun.is_full(self.layers.len()) {
-                            [h] = begun.apply([out])?;
+                            h = begun.output()?;
                         } else {
                             recording = Some(begun);
                         }
                         continue;
                     }
                     (Some((Recorded::Mixed(parts), appended)), Some(own)) => {
-                        begun.push(begun.last, own, appended);
+                        begun.push(own, appended);
                         let [mixed, normed] = begun.apply(parts)?;
                         h = layer.feed(&mixed, &normed)?;
                         continue;
@@ -417,8 +418,7 @@ impl<L: DecoderLayer> Decoder<L> {
                     (_, own) => {
                         begun.chain.back_to(mark);
                         if !begun.is_empty() {
-                            let last = begun.last;
-                            [h] = begun.apply([last])?;
+                            h = begun.output()?;
                         }
                         cache = own;
                     }
@@ -429,8 +429,7 @@ impl<L: DecoderLayer> Decoder<L> {
             h = stage(format_args!("layers.{i}"), || layer.forward(&h, &mut masks, cache))?;
         }
         if let Some(recording) = recording {
-            let last = recording.last;
-            [h] = recording.apply([last])?;
+            h = recording.output()?;
         }
         stage("norm", || self.norm.forward(&h))
     }
