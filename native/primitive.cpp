@@ -13,6 +13,7 @@
 #include "mlx/backend/cpu/copy.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/c/error.h"
+#include "mlx/c/private/array.h"
 #include "mlx/c/private/enums.h"
 #include "mlx/c/private/stream.h"
 #include "mlx/c/private/vector.h"
@@ -207,27 +208,36 @@ struct Call {
   }
 };
 
-// Each output of a primitive holds all inputs. While this lives, only one of them holds input `at`.
-struct HeldOnce {
-  const Arrays& inputs;
-  Arrays& outputs;
-  size_t at;
-
-  HeldOnce(const Arrays& inputs, Arrays& outputs, size_t at) : inputs(inputs), outputs(outputs), at(at) {
-    hold(outputs.front());
-  }
-  HeldOnce(const HeldOnce&) = delete;
-  ~HeldOnce() {
-    hold(inputs[at]);
-  }
-
-  void hold(const array& held) const {
-    for (auto& out : outputs) {
-      if (&out.inputs() != &inputs) {
-        out.inputs()[at] = held;
+// Each output of a primitive holds all inputs until it is computed. This lets only one hold them, unless the graph is to stay,
+// and gives them back if something fails before `done`.
+class HeldOnce {
+ public:
+  HeldOnce(const Arrays& inputs, Arrays& outputs) : inputs_(inputs), outputs_(outputs) {
+    if (!outputs.front().is_tracer()) {
+      for (auto& out : outputs) {
+        if (&out.inputs() != &inputs) {
+          out.inputs().clear();
+        }
       }
     }
   }
+  HeldOnce(const HeldOnce&) = delete;
+  ~HeldOnce() {
+    for (auto& out : outputs_) {
+      if (!done_ && &out.inputs() != &inputs_) {
+        out.inputs() = inputs_;
+      }
+    }
+  }
+
+  void done() {
+    done_ = true;
+  }
+
+ private:
+  const Arrays& inputs_;
+  Arrays& outputs_;
+  bool done_{false};
 };
 
 // Of a stream's kernels with outputs in the place of inputs.
@@ -306,10 +316,13 @@ class RustKernel : public Primitive {
     call->kernel = kernel_;
     auto places = kernel_->places();
     // First, while nothing here holds an input and keeps its memory from being taken over.
+    std::optional<HeldOnce> once;
+    if (kernel_->c.in_place_count > 0) {
+      once.emplace(inputs, outputs);
+    }
     for (size_t i = 0; i < outputs.size(); ++i) {
       if (int place = kernel_->in_place(i); place >= 0) {
         auto from = std::find(places.begin(), places.end(), place) - places.begin();
-        HeldOnce held(inputs, outputs, from);
         auto& in = inputs[from];
         Progress::of(stream()).wait_until_alone(in, stream());
         copy_cpu(in, outputs[i], in.flags().row_contiguous ? CopyType::Vector : CopyType::General, stream());
@@ -341,6 +354,9 @@ class RustKernel : public Primitive {
       }
       encoder.set_output_array(out);
       call->outputs.push_back(Call::view(out));
+    }
+    if (once) {
+      once->done();
     }
     // Not as a dispatch of the encoder, which would count it: MLX dispatches once more for each operation itself, and
     // waits, and is woken, by that count.
@@ -442,6 +458,15 @@ class RustKernel : public Primitive {
 };
 
 } // namespace
+
+extern "C" bool mlxport_fixed(mlxport_view* view, mlx_array array) {
+  auto& in = mlx_array_get_(array);
+  if (!in.is_available() || in.is_tracer() || !in.flags().row_contiguous) {
+    return false;
+  }
+  *view = {in.data<void>(), in.strides().data(), spec_of(in.shape(), in.dtype())};
+  return true;
+}
 
 extern "C" void mlxport_push_spec(void* out, const int* shape, size_t ndim, mlx_dtype dtype) {
   static_cast<std::vector<Spec>*>(out)->push_back({Shape(shape, shape + ndim), mlx_dtype_to_cpp(dtype)});

@@ -67,6 +67,10 @@ typedef struct mlxport_kernel_ {
   void (*release)(void* payload);
 } mlxport_kernel;
 
+// Of an array that is computed, row-contiguous and not followed by a transformation, where it is; else returns false. It lives
+// as long as the array.
+bool mlxport_fixed(mlxport_view* view, mlx_array array);
+
 void mlxport_push_spec(void* out, const int* shape, size_t ndim, mlx_dtype dtype);
 void mlxport_set_message(void* message, const char* text, size_t length);
 

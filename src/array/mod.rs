@@ -6,8 +6,10 @@ pub mod indexing;
 mod operand;
 mod operators;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 pub use dtype::{Dtype, Element};
 pub use host::HostTensor;
@@ -17,7 +19,7 @@ pub(crate) use operand::operands;
 pub use operand::{Arg, Operand};
 
 use crate::error::{Error, Result};
-use crate::ffi::{self, ArrayHandle};
+use crate::ffi::{self, ArrayHandle, Fixed};
 
 /// A node of MLX's lazy computation graph: a shape, a dtype, and either data or how to compute it.
 ///
@@ -32,12 +34,24 @@ use crate::ffi::{self, ArrayHandle};
 #[derive(Clone)]
 pub struct Array {
     pub(crate) handle: ArrayHandle,
+    /// Once somebody has asked for it.
+    fixed: OnceCell<Arc<Fixed>>,
     not_send: PhantomData<*mut ()>,
 }
 
 impl Array {
     pub(crate) fn from_handle(handle: ArrayHandle) -> Self {
-        Self { handle, not_send: PhantomData }
+        Self { handle, fixed: OnceCell::new(), not_send: PhantomData }
+    }
+
+    /// Where it is in memory, if it is computed and stays there.
+    pub(crate) fn fixed(&self) -> Option<&Arc<Fixed>> {
+        if self.fixed.get().is_none()
+            && let Some(fixed) = Fixed::of(self)
+        {
+            let _ = self.fixed.set(fixed);
+        }
+        self.fixed.get()
     }
 
     /// An array with a copy of `values`, row-major. Fails unless `shape` has as many elements.
@@ -62,7 +76,7 @@ impl Array {
 
     /// Size of each dimension.
     pub fn shape(&self) -> &[i32] {
-        ffi::array_shape(self)
+        self.fixed.get().map_or_else(|| ffi::array_shape(self), |fixed| &fixed.spec().shape)
     }
 
     /// Size of dimension `axis`; negative axes count from the last.
@@ -91,7 +105,7 @@ impl Array {
 
     /// Type of the elements.
     pub fn dtype(&self) -> Dtype {
-        ffi::array_dtype(self)
+        self.fixed.get().map_or_else(|| ffi::array_dtype(self), |fixed| fixed.spec().dtype)
     }
 
     /// Computes this array and waits for it.

@@ -7,6 +7,8 @@ mod kernel;
 
 pub use kernel::{CudaKernel, KernelSource, Launch, MetalKernel, TemplateArg, cuda_kernel, metal_kernel};
 
+use std::borrow::Cow;
+
 use crate::array::{Array, Dtype};
 use crate::error::{Error, Result};
 use crate::ffi::op;
@@ -91,8 +93,8 @@ pub fn rope<'a>(
     scale: f32,
     offset: impl Into<RopeOffset<'a>>,
 ) -> Result<Array> {
-    let (turn, offset, periods) = turn(dims, traditional, frequencies.into(), scale, offset.into())?;
-    kernels::rope(x, turn, &offset, periods.as_ref())
+    let (turn, periods) = turn(dims, traditional, frequencies.into(), scale)?;
+    kernels::rope(x, turn, &offset.into().array(), periods.as_deref())
 }
 
 pub(crate) fn turn(
@@ -100,17 +102,26 @@ pub(crate) fn turn(
     traditional: bool,
     frequencies: RopeFrequencies<'_>,
     scale: f32,
-    offset: RopeOffset<'_>,
-) -> Result<(kernels::Turn, Array, Option<Array>)> {
+) -> Result<(kernels::Turn, Option<Cow<'_, Array>>)> {
     let (base, periods) = match frequencies {
         RopeFrequencies::Base(base) => (Some(base), None),
-        RopeFrequencies::Periods(periods) => (None, Some(crate::ops::astype(periods, Dtype::Float32)?)),
+        RopeFrequencies::Periods(periods) if periods.dtype() == Dtype::Float32 => {
+            (None, Some(Cow::Borrowed(periods)))
+        }
+        RopeFrequencies::Periods(periods) => {
+            (None, Some(Cow::Owned(crate::ops::astype(periods, Dtype::Float32)?)))
+        }
     };
-    let offset = match offset {
-        RopeOffset::All(offset) => Array::from(offset),
-        RopeOffset::Each(offset) => offset.clone(),
-    };
-    Ok((kernels::Turn { dims, traditional, base, scale }, offset, periods))
+    Ok((kernels::Turn { dims, traditional, base, scale }, periods))
+}
+
+impl RopeOffset<'_> {
+    fn array(self) -> Array {
+        match self {
+            RopeOffset::All(offset) => Array::from(offset),
+            RopeOffset::Each(offset) => offset.clone(),
+        }
+    }
 }
 
 /// [`rope`] of the [`rms_norm`] of `x`, as queries and keys have it in many language models. `weight` is
@@ -126,8 +137,8 @@ pub fn rms_norm_rope<'a>(
     scale: f32,
     offset: impl Into<RopeOffset<'a>>,
 ) -> Result<Array> {
-    let (turn, offset, periods) = turn(dims, traditional, frequencies.into(), scale, offset.into())?;
-    kernels::rms_norm_rope(x, weight, eps, turn, &offset, periods.as_ref())
+    let (turn, periods) = turn(dims, traditional, frequencies.into(), scale)?;
+    kernels::rms_norm_rope(x, weight, eps, turn, &offset.into().array(), periods.as_deref())
 }
 
 /// Which keys a query sees in [`scaled_dot_product_attention`].

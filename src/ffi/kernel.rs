@@ -244,12 +244,12 @@ fn dtype_of(spec: &sys::mlxport_spec) -> Dtype {
 unsafe fn spec_of(spec: &sys::mlxport_spec) -> Spec {
     // SAFETY: the caller vouches for it.
     let shape = unsafe { lent(spec.shape, spec.ndim) };
-    Spec { shape: shape.to_vec(), dtype: dtype_of(spec) }
+    Spec::new(shape, dtype_of(spec))
 }
 
 /// # Safety
 /// `view` must be lent by C++, its memory, if it has any, alive and not written to for `'a`.
-unsafe fn view_of<'a>(view: &sys::mlxport_view) -> View<'a> {
+pub(super) unsafe fn view_of<'a>(view: &sys::mlxport_view) -> View<'a> {
     // SAFETY: the caller vouches for it.
     let (shape, strides) =
         unsafe { (lent::<i32>(view.spec.shape, view.spec.ndim), lent::<i64>(view.strides, view.spec.ndim)) };

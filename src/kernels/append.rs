@@ -86,8 +86,7 @@ impl CustomKernel for Append {
 /// Arrays of `[batch, heads, length, dims]`, alike but for their lengths, one behind the other, and zeros up to `capacity`
 /// positions.
 pub(crate) fn joined(parts: &[&Array], capacity: i32) -> Result<Array> {
-    let specs: Vec<Spec> =
-        parts.iter().map(|part| Spec { shape: part.shape().to_vec(), dtype: part.dtype() }).collect();
+    let specs: Vec<Spec> = parts.iter().map(|part| Spec::new(part.shape(), part.dtype())).collect();
     let on_cpu = current_device().kind == DeviceKind::Cpu && active_of(&[]) != Path::Reference;
     let kernel = Joined { capacity };
     if on_cpu && kernel.fits(&specs) {

@@ -5,12 +5,16 @@
 
 use std::cell::RefCell;
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::view::row_major;
+use smallvec::SmallVec;
+
+use super::view::{Strides, row_major};
 use super::{CustomKernel, Spec, View, ViewMut, apply};
 use crate::array::{Array, Dtype, element_count};
 use crate::error::{Error, Result};
+use crate::ffi::Fixed;
 use crate::ops;
 
 const NAME: &str = "chain";
@@ -53,8 +57,11 @@ impl Shaped for Spec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node(usize);
 
+/// Some of them: what a kernel takes or makes.
+pub type Nodes = SmallVec<[Node; 10]>;
+
 /// How much a [`Chain`] has.
-pub(crate) struct Mark([usize; 4]);
+pub(crate) struct Mark([usize; 6]);
 
 /// Kernels that run one after the other as one operation of the graph, each with what it takes from those before it. That saves
 /// what an array between them would cost, which is more than a kernel of a single token takes. The results are bit for bit those
@@ -62,12 +69,19 @@ pub(crate) struct Mark([usize; 4]);
 #[derive(Default)]
 pub struct Chain {
     inputs: Vec<Array>,
+    fixed: Vec<Arc<Fixed>>,
+    /// Integers among the fixed arrays.
+    scalars: Vec<(i32, Node)>,
+    /// Room for those of a kernel's inputs.
+    specs: Vec<Spec>,
     links: Links,
 }
 
 #[derive(Default)]
 struct Links {
     steps: Vec<Step>,
+    /// What kernels take, one kernel after the other.
+    taken: Vec<Node>,
     values: Vec<Value>,
     /// How many pieces of memory there are.
     memories: usize,
@@ -75,8 +89,10 @@ struct Links {
 
 struct Step {
     kernel: Arc<dyn CustomKernel>,
-    inputs: Vec<Node>,
-    outputs: Vec<Node>,
+    /// Among those that kernels take.
+    inputs: Range<usize>,
+    /// Among the values.
+    outputs: Range<usize>,
 }
 
 /// What a [`Node`] is, and where in memory.
@@ -86,11 +102,12 @@ struct Value {
     memory: usize,
     /// Where in it the first element is.
     origin: usize,
-    strides: Vec<i64>,
+    strides: Strides,
 }
 
 enum From {
     Input(usize),
+    Fixed(usize),
     Output { step: usize, index: usize },
     Reshaped(Node),
     Sliced { of: Node, axis: usize, range: [i32; 2] },
@@ -99,27 +116,48 @@ enum From {
 impl Chain {
     /// No kernels yet.
     pub fn new() -> Self {
-        Self::default()
+        Self { links: used_again(), ..Self::default() }
     }
 
     /// An array from outside.
     pub fn input(&mut self, array: &Array) -> Node {
         self.inputs.push(array.clone());
-        let spec = Spec { shape: array.shape().to_vec(), dtype: array.dtype() };
+        let spec = Spec::new(array.shape(), array.dtype());
         self.links.made(From::Input(self.inputs.len() - 1), spec)
+    }
+
+    /// As [`input`](Self::input), of an array that is there already, such as a weight: if it is, row-major and not followed by
+    /// a transformation, MLX is not asked for it, which costs less. No kernel can take its place.
+    pub fn constant(&mut self, array: &Array) -> Node {
+        let Some(fixed) = array.fixed() else { return self.input(array) };
+        self.fixed.push(fixed.clone());
+        self.links.made(From::Fixed(self.fixed.len() - 1), fixed.spec().clone())
+    }
+
+    /// An integer.
+    pub(crate) fn scalar(&mut self, value: i32) -> Node {
+        let known = self.scalars.iter().find(|(known, _)| *known == value);
+        known.map(|(_, node)| *node).unwrap_or_else(|| {
+            let node = self.constant(&Array::from(value));
+            self.scalars.push((value, node));
+            node
+        })
     }
 
     /// What it has now, to go [back to](Self::back_to).
     pub(crate) fn mark(&self) -> Mark {
-        let Links { steps, values, memories } = &self.links;
-        Mark([self.inputs.len(), steps.len(), values.len(), *memories])
+        let Links { steps, taken, values, memories } = &self.links;
+        Mark([self.inputs.len(), self.fixed.len(), steps.len(), taken.len(), values.len(), *memories])
     }
 
     /// Forgets what came after `mark`.
     pub(crate) fn back_to(&mut self, mark: Mark) {
-        let Mark([inputs, steps, values, memories]) = mark;
+        let Mark([inputs, fixed, steps, taken, values, memories]) = mark;
         self.inputs.truncate(inputs);
+        self.fixed.truncate(fixed);
+        self.scalars.retain(|(_, node)| node.0 < values);
         self.links.steps.truncate(steps);
+        self.links.taken.truncate(taken);
         self.links.values.truncate(values);
         self.links.memories = memories;
     }
@@ -134,27 +172,32 @@ impl Chain {
         &mut self,
         kernel: impl CustomKernel,
         inputs: impl IntoIterator<Item = Node>,
-    ) -> Result<Vec<Node>> {
-        let inputs: Vec<Node> = inputs.into_iter().collect();
-        let specs: Vec<Spec> = inputs.iter().map(|&node| self.spec(node).clone()).collect();
+    ) -> Result<Nodes> {
+        let Self { specs, links, .. } = self;
+        let inputs: Nodes = inputs.into_iter().collect();
+        specs.clear();
+        specs.extend(inputs.iter().map(|node| links.values[node.0].spec.clone()));
         for (i, node) in inputs.iter().enumerate() {
-            if !self.links.is_whole(*node) && !kernel.takes_strided(i) {
+            if !links.is_whole(*node) && !kernel.takes_strided(i) {
                 let message = format!("`{}` takes no part of an array", kernel.name());
                 return Err(Error::argument(NAME, message));
             }
         }
-        let step = self.links.steps.len();
-        let outputs = kernel.outputs(&specs)?.into_iter().enumerate();
-        let outputs: Vec<Node> =
-            outputs.map(|(index, spec)| self.links.made(From::Output { step, index }, spec)).collect();
-        self.links.steps.push(Step { kernel: Arc::new(kernel), inputs, outputs: outputs.clone() });
+        let step = links.steps.len();
+        let outputs = kernel.outputs(specs)?.into_iter().enumerate();
+        let outputs: Nodes =
+            outputs.map(|(index, spec)| links.made(From::Output { step, index }, spec)).collect();
+        let (taken, made) = (links.taken.len(), links.values.len());
+        links.taken.extend(inputs);
+        let (inputs, made) = (taken..links.taken.len(), made - outputs.len()..made);
+        links.steps.push(Step { kernel: Arc::new(kernel), inputs, outputs: made });
         Ok(outputs)
     }
 
     /// The same elements in another shape. Fails for a part of an array, and if the sizes differ.
     pub fn reshape(&mut self, node: Node, shape: &[i32]) -> Result<Node> {
         let value = &self.links.values[node.0];
-        let spec = Spec { shape: shape.to_vec(), dtype: value.spec.dtype };
+        let spec = Spec::new(shape, value.spec.dtype);
         let fits = element_count(shape) == Some(value.spec.size());
         if !self.links.is_whole(node) || !fits {
             return Err(Error::argument(NAME, format!("{:?} as {shape:?}", value.spec.shape)));
@@ -187,14 +230,14 @@ impl Chain {
     /// kernel with an output in the place of an input, unless that is an input of the chain that no other kernel takes, and the
     /// output one of these. This thread drops the kernels, when it applies another chain after they have run.
     pub fn apply(self, outputs: &[Node]) -> Result<Vec<Array>> {
-        let Self { inputs, mut links } = self;
+        let Self { inputs, fixed, mut links, .. } = self;
         let uses = links.uses();
         let mut in_place = Vec::new();
         for step in &links.steps {
             for (output, input) in step.kernel.in_place() {
-                let output = step.outputs.get(output);
-                let output = outputs.iter().position(|node| Some(node) == output);
-                let input = step.inputs.get(input).map(|node| &links.values[node.0]);
+                let output = step.outputs.clone().nth(output).map(Node);
+                let output = outputs.iter().position(|node| Some(*node) == output);
+                let input = links.taken[step.inputs.clone()].get(input).map(|node| &links.values[node.0]);
                 match (output, input) {
                     (Some(output), Some(&Value { from: From::Input(input), memory, .. }))
                         if uses[memory] == 1 =>
@@ -215,7 +258,7 @@ impl Chain {
             }
         }
         let lent = links.share(outputs);
-        let chained = Chained { links: kept(links), outputs: outputs.to_vec(), in_place, lent };
+        let chained = Chained { links: kept(links), fixed, outputs: outputs.to_vec(), in_place, lent };
         apply(chained, &inputs)
     }
 }
@@ -242,7 +285,7 @@ impl Links {
     /// How often kernels take what is in each memory.
     fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.memories];
-        for node in self.steps.iter().flat_map(|step| &step.inputs) {
+        for node in &self.taken {
             uses[self.values[node.0].memory] += 1;
         }
         uses
@@ -251,21 +294,24 @@ impl Links {
     /// Lets what stays in a chain of these outputs share memory with what no kernel takes any more. Returns of each piece of memory
     /// its bytes, and zero if it is not the chain's own.
     fn share(&mut self, outputs: &[Node]) -> Vec<usize> {
-        let Self { steps, values, memories } = self;
+        let Self { steps, taken, values, memories } = self;
+        let of_step = |step: &Step| {
+            let made = step.outputs.clone();
+            taken[step.inputs.clone()].iter().map(|node| node.0).chain(made)
+        };
         let mut last = vec![0; *memories];
         for (i, step) in steps.iter().enumerate() {
-            step.inputs.iter().chain(&step.outputs).for_each(|node| last[values[node.0].memory] = i);
+            of_step(step).for_each(|node| last[values[node].memory] = i);
         }
         let mut place: Vec<Option<usize>> = vec![None; *memories];
-        let inputs = values.iter().filter(|value| matches!(value.from, From::Input(_)));
+        let inputs = values.iter().filter(|value| matches!(value.from, From::Input(_) | From::Fixed(_)));
         let outer = inputs.chain(outputs.iter().map(|node| &values[node.0]));
         let outer: Vec<usize> = outer.map(|value| value.memory).collect();
         outer.iter().enumerate().for_each(|(at, memory)| place[*memory] = Some(at));
         let mut lent = vec![0; outer.len()];
         let mut free = Vec::new();
         for (i, step) in steps.iter().enumerate() {
-            for node in &step.outputs {
-                let Value { spec, memory, .. } = &values[node.0];
+            for Value { spec, memory, .. } in &values[step.outputs.clone()] {
                 if place[*memory].is_none() {
                     let at = free.pop().unwrap_or_else(|| {
                         lent.push(0);
@@ -275,7 +321,7 @@ impl Links {
                     place[*memory] = Some(at);
                 }
             }
-            for memory in step.inputs.iter().chain(&step.outputs).map(|node| values[node.0].memory) {
+            for memory in of_step(step).map(|node| values[node].memory) {
                 if let (Some(at), true) = (place[memory], last[memory] == i)
                     && lent[at] > 0
                     && !free.contains(&at)
@@ -293,7 +339,7 @@ impl Links {
 
     fn view<'a>(&'a self, node: Node, rooms: &'a [Room<'_>]) -> View<'a> {
         let Value { from, spec, memory, origin, strides } = &self.values[node.0];
-        if let (From::Input(_), Room::Input(view)) = (from, &rooms[*memory]) {
+        if let (From::Input(_) | From::Fixed(_), Room::Input(view)) = (from, &rooms[*memory]) {
             return *view;
         }
         let (bytes, size) = (rooms[*memory].bytes(), spec.dtype.size());
@@ -308,19 +354,41 @@ impl Links {
     }
 }
 
+/// Links that have run and are kept to be used again, at most.
+const SPARE: usize = 4;
+
 thread_local! {
     static KEPT: RefCell<Vec<Arc<Links>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Links that this thread frees, when it makes others after they have run. The thread of the stream, which would free them
-/// otherwise, has kernels to run meanwhile.
+/// Links whose memory this thread uses for others after they have run, or frees where it has enough such. The thread of the
+/// stream, which would free them otherwise, has kernels to run meanwhile.
 fn kept(links: Links) -> Arc<Links> {
     let links = Arc::new(links);
     let _done: Vec<Arc<Links>> = KEPT.with_borrow_mut(|kept| {
-        let done = kept.extract_if(.., |links| Arc::strong_count(links) == 1).collect();
+        let mut spare = 0;
+        let is_more = |links: &mut Arc<Links>| {
+            spare += usize::from(Arc::strong_count(links) == 1);
+            Arc::strong_count(links) == 1 && spare > SPARE
+        };
+        let done = kept.extract_if(.., is_more).collect();
         kept.push(Arc::clone(&links));
         done
     });
+    links
+}
+
+/// No links, in the memory of such as have run.
+fn used_again() -> Links {
+    let done = KEPT.with_borrow_mut(|kept| {
+        let done = kept.iter().position(|links| Arc::strong_count(links) == 1)?;
+        Arc::into_inner(kept.swap_remove(done))
+    });
+    let mut links = done.unwrap_or_default();
+    links.steps.clear();
+    links.taken.clear();
+    links.values.clear();
+    links.memories = 0;
     links
 }
 
@@ -353,6 +421,7 @@ impl Room<'_> {
 /// A chain as a kernel.
 struct Chained {
     links: Arc<Links>,
+    fixed: Vec<Arc<Fixed>>,
     outputs: Vec<Node>,
     in_place: Vec<(usize, usize)>,
     /// Of each piece of memory its bytes, and zero if it is not the chain's own.
@@ -385,11 +454,13 @@ impl CustomKernel for Chained {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
-        let Links { steps, values, memories } = &*self.links;
+        let Links { steps, taken, values, memories } = &*self.links;
         let mut rooms: Vec<Room<'_>> = (0..*memories).map(|_| Room::Away).collect();
         for value in values {
-            if let From::Input(input) = value.from {
-                rooms[value.memory] = Room::Input(inputs[input]);
+            match value.from {
+                From::Input(input) => rooms[value.memory] = Room::Input(inputs[input]),
+                From::Fixed(fixed) => rooms[value.memory] = Room::Input(self.fixed[fixed].view()),
+                _ => {}
             }
         }
         for (node, output) in self.outputs.iter().zip(outputs) {
@@ -403,12 +474,12 @@ impl CustomKernel for Chained {
             *room = Room::Lent(bytemuck::cast_slice_mut(own));
         }
         for step in steps {
-            let take = |node: &Node| mem::replace(&mut rooms[values[node.0].memory], Room::Away);
-            let mut made: Vec<Room<'_>> = step.outputs.iter().map(take).collect();
-            let views: Vec<View<'_>> =
-                step.inputs.iter().map(|&node| self.links.view(node, &rooms)).collect();
-            let outputs = made.iter_mut().zip(&step.outputs).map(|(room, node)| {
-                let Value { spec, memory, .. } = &values[node.0];
+            let makes = &values[step.outputs.clone()];
+            let take = |value: &Value| mem::replace(&mut rooms[value.memory], Room::Away);
+            let mut made: SmallVec<[Room<'_>; 4]> = makes.iter().map(take).collect();
+            let inputs = taken[step.inputs.clone()].iter();
+            let views: SmallVec<[View<'_>; 10]> = inputs.map(|&node| self.links.view(node, &rooms)).collect();
+            let outputs = made.iter_mut().zip(makes).map(|(room, Value { spec, memory, .. })| {
                 let bytes = room.bytes_mut().get_mut(..spec.size() * spec.dtype.size()).unwrap_or_default();
                 if self.lent[*memory] > 0 && !step.kernel.fills() {
                     bytes.fill(0);
@@ -418,9 +489,10 @@ impl CustomKernel for Chained {
                 }
                 ViewMut::new(bytes, &spec.shape, spec.dtype)
             });
-            step.kernel.cpu(&views, &mut outputs.collect::<Vec<_>>())?;
-            for (room, node) in made.into_iter().zip(&step.outputs) {
-                rooms[values[node.0].memory] = room;
+            step.kernel.cpu(&views, &mut outputs.collect::<SmallVec<[ViewMut<'_>; 4]>>())?;
+            drop(views);
+            for (room, value) in made.into_iter().zip(makes) {
+                rooms[value.memory] = room;
             }
         }
         Ok(())
@@ -428,12 +500,13 @@ impl CustomKernel for Chained {
 
     /// Kernel by kernel.
     fn reference(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        let Links { steps, values, .. } = &*self.links;
+        let Links { steps, taken, values, .. } = &*self.links;
         let mut arrays: Vec<Array> = Vec::with_capacity(values.len());
         let mut made: Vec<Vec<Array>> = Vec::with_capacity(steps.len());
         for value in values {
             let array = match value.from {
                 From::Input(input) => inputs[input].clone(),
+                From::Fixed(fixed) => self.fixed[fixed].array(),
                 From::Reshaped(of) => ops::reshape(&arrays[of.0], &value.spec.shape)?,
                 From::Sliced { of, axis, range: [start, stop] } => {
                     let mut from = vec![0; value.spec.shape.len()];
@@ -444,7 +517,8 @@ impl CustomKernel for Chained {
                 From::Output { step, index } => {
                     if index == 0 {
                         let Step { kernel, inputs, .. } = &steps[step];
-                        made.push(apply(kernel.clone(), inputs.iter().map(|node| &arrays[node.0]))?);
+                        let inputs = taken[inputs.clone()].iter().map(|node| &arrays[node.0]);
+                        made.push(apply(kernel.clone(), inputs)?);
                     }
                     made[step][index].clone()
                 }

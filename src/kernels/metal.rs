@@ -247,7 +247,7 @@ fn specs(inputs: &[Array], axes: &[Option<i32>]) -> Vec<Spec> {
         if let &Some(axis) = axis {
             shape.remove(axis as usize);
         }
-        Spec { shape, dtype: x.dtype() }
+        Spec::new(&shape, x.dtype())
     };
     inputs.iter().zip(axes).map(spec).collect()
 }

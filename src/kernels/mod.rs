@@ -32,7 +32,7 @@ mod view;
 pub(crate) use append::joined;
 pub(crate) use attention::{Scores, attention, quantized_attention};
 pub(crate) use causal_conv::causal_conv;
-pub use chain::{Chain, Node};
+pub use chain::{Chain, Node, Nodes};
 pub use custom::{CustomKernel, apply};
 pub(crate) use gated::{Unit, gated};
 pub(crate) use matmul::{addmm, gather_mm, matmul};
@@ -44,7 +44,7 @@ pub(crate) use rows::{add_rms_norm, layer_norm, rms_norm, softmax};
 pub(crate) use select::{argmax, categorical, keep_top_k, keep_top_p, logsumexp, top};
 pub use ternary::ternary_matmul;
 pub use top_k_sample::top_k_sample;
-pub use view::{Spec, View, ViewMut};
+pub use view::{Shape, Spec, View, ViewMut};
 
 /// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel that has
 /// no implementation for it takes the next slower one that it has.

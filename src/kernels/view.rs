@@ -1,15 +1,29 @@
 //! What a kernel sees of an array: memory, shape, strides, dtype.
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::array::{Dtype, Element};
 use crate::error::{Error, Result};
+
+/// Size of each dimension.
+pub type Shape = SmallVec<[i32; 4]>;
+/// Elements from one index of each dimension to the next.
+pub(crate) type Strides = SmallVec<[i64; 4]>;
 
 /// The shape and dtype of an array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// Size of each dimension.
-    pub shape: Vec<i32>,
+    pub shape: Shape,
     /// Type of the elements.
     pub dtype: Dtype,
+}
+
+impl Spec {
+    /// Those two.
+    pub fn new(shape: &[i32], dtype: Dtype) -> Self {
+        Self { shape: Shape::from_slice(shape), dtype }
+    }
 }
 
 /// An input of a kernel: plain memory, to be read.
@@ -128,8 +142,8 @@ impl<'a> View<'a> {
 }
 
 /// The strides of an array whose elements lie row by row.
-pub(super) fn row_major(shape: &[i32]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
+pub(super) fn row_major(shape: &[i32]) -> Strides {
+    let mut strides: Strides = smallvec![1; shape.len()];
     for i in (1..strides.len()).rev() {
         strides[i - 1] = strides[i] * i64::from(shape[i]);
     }
@@ -139,7 +153,7 @@ pub(super) fn row_major(shape: &[i32]) -> Vec<i64> {
 /// The elements of a view, row-major.
 pub(crate) struct Gathered {
     memory: Vec<u64>,
-    strides: Vec<i64>,
+    strides: Strides,
 }
 
 impl Gathered {

@@ -66,7 +66,7 @@ impl Linear {
         };
         for (y, bias) in all.iter_mut().zip(layers.map(|layer| &layer.bias)) {
             let Some(bias) = bias else { continue };
-            let bias = chain.input(bias);
+            let bias = chain.constant(bias);
             let Some(sum) = chain.add(*y, bias)? else { return Ok(None) };
             *y = sum;
         }

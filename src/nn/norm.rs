@@ -1,5 +1,7 @@
 //! Normalisation layers.
 
+use std::borrow::Cow;
+
 use super::{Module, join};
 use crate::array::Array;
 use crate::checkpoint::Weights;
@@ -23,7 +25,7 @@ parameters!(RmsNorm { weight });
 impl RmsNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        fast::rms_norm(x, Some(&factor(&self.weight, self.offset)?), self.eps)
+        fast::rms_norm(x, Some(&*factor(&self.weight, self.offset)?), self.eps)
     }
 
     /// With `weight + offset` as the factor.
@@ -51,7 +53,7 @@ impl LayerNorm {
     /// `[..., dims]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let weight = self.weight.as_ref().map(|weight| factor(weight, self.offset)).transpose()?;
-        fast::layer_norm(x, weight.as_ref(), self.bias.as_ref(), self.eps)
+        fast::layer_norm(x, weight.as_deref(), self.bias.as_ref(), self.eps)
     }
 
     /// With `weight + offset` as the factor.
@@ -60,8 +62,8 @@ impl LayerNorm {
     }
 }
 
-fn factor(weight: &Array, offset: f32) -> Result<Array> {
-    if offset == 0.0 { Ok(weight.clone()) } else { weight + offset }
+fn factor(weight: &Array, offset: f32) -> Result<Cow<'_, Array>> {
+    if offset == 0.0 { Ok(Cow::Borrowed(weight)) } else { Ok(Cow::Owned((weight + offset)?)) }
 }
 
 /// One of the norms, where a config or an architecture says which.
@@ -125,7 +127,7 @@ impl Norm {
     }
 
     /// The factor and what is added to the mean square, of an RMS norm with a weight.
-    pub(crate) fn rms(&self) -> Result<Option<(Array, f32)>> {
+    pub(crate) fn rms(&self) -> Result<Option<(Cow<'_, Array>, f32)>> {
         match self {
             Norm::Rms(norm) => Ok(Some((factor(&norm.weight, norm.offset)?, norm.eps))),
             _ => Ok(None),

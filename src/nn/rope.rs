@@ -401,9 +401,13 @@ impl Rope {
             return Ok(None);
         }
         let (dims, traditional) = (self.dims, self.traditional);
-        let (turn, offset, periods) = fast::turn(dims, traditional, frequencies, self.scale, offset.into())?;
-        let norm = norm.as_ref().map(|(weight, eps)| (weight, *eps));
-        chain.rope(x, norm, turn, &offset, periods.as_ref())
+        let (turn, periods) = fast::turn(dims, traditional, frequencies, self.scale)?;
+        let norm = norm.as_ref().map(|(weight, eps)| (&**weight, *eps));
+        let offset = match offset {
+            Offset::All(offset) => chain.scalar(*offset),
+            Offset::Each(offsets) => chain.input(offsets),
+        };
+        chain.rope(x, norm, turn, offset, periods.as_deref())
     }
 
     fn magnify(&self, x: &Array) -> Result<Array> {

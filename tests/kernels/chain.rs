@@ -103,7 +103,7 @@ fn chained(x: &Array, y: &Array) -> Result<[Array; 2]> {
     let flat = chain.reshape(b, &[24])?;
     let part = chain.slice(flat, 0, [3, 21])?;
     let halves = [chain.slice(part, 0, [0, 9])?, chain.slice(part, 0, [9, 18])?];
-    assert_eq!(chain.spec(halves[1]).shape, [9]);
+    assert_eq!(chain.spec(halves[1]).shape[..], [9]);
     let first = chain.slice(flat, 0, [0, 9])?;
     let c = chain.push(Sum { factor: 3.0 }, [first, halves[1]])?[0];
     Ok(chain.apply(&[c, a])?.try_into().unwrap())
@@ -240,6 +240,110 @@ fn memory_is_taken_over_in_a_row_of_kernels_that_is_handed_out_at_once() {
         }
         assert_eq!(seen.len(), count);
     }
+}
+
+fn drawn(seed: u64, shape: &[i32]) -> (Array, Vec<f32>) {
+    let (array, _) = Numbers(seed).array(shape);
+    let numbers = values(&array);
+    (array, numbers)
+}
+
+/// `x + 2 y`, with `y` as a constant.
+fn with_constant(x: &Array, y: &Array) -> Result<Array> {
+    let mut chain = Chain::new();
+    let inputs = [chain.input(x), chain.constant(y)];
+    let out = chain.push(Sum { factor: 2.0 }, inputs)?;
+    Ok(chain.apply(&out)?.swap_remove(0))
+}
+
+#[test]
+fn constants_are_the_arrays_they_were_made_of() {
+    let (x, xs) = drawn(5, &[3, 4]);
+    let (mut y, mut ys) = drawn(6, &[3, 4]);
+    let sum = |ys: &[f32]| -> Vec<f32> { xs.iter().zip(ys).map(|(x, y)| x + 2.0 * y).collect() };
+    for seed in [6, 7, 8] {
+        (y, ys) = drawn(seed, &[3, 4]);
+        for _ in 0..3 {
+            assert_eq!(values(&with_constant(&x, &y).unwrap()), sum(&ys));
+        }
+        assert_eq!((y.shape(), y.dtype(), values(&y)), (&[3, 4][..], x.dtype(), ys.clone()));
+    }
+    // Not computed, and not row-major.
+    let lazy = (&y + &y).unwrap();
+    let doubled: Vec<f32> = ys.iter().map(|y| 2.0 * y).collect();
+    assert_eq!(values(&with_constant(&x, &lazy).unwrap()), sum(&doubled));
+    let (turned, zs) = drawn(9, &[4, 3]);
+    let turned = ops::swapaxes(&turned, 0, 1).unwrap();
+    turned.eval().unwrap();
+    let across: Vec<f32> = (0..12).map(|i| zs[i % 4 * 3 + i / 4]).collect();
+    assert_eq!(values(&with_constant(&x, &turned).unwrap()), sum(&across));
+    let mut chain = Chain::new();
+    let inputs = [chain.constant(&turned), chain.constant(&y)];
+    let out = chain.push(Sum { factor: 2.0 }, inputs).unwrap();
+    let expected: Vec<f32> = across.iter().zip(&ys).map(|(x, y)| x + 2.0 * y).collect();
+    assert_eq!(values(&chain.apply(&out).unwrap()[0]), expected);
+    // Gone before it is needed.
+    let late = with_constant(&x, &y.clone()).unwrap();
+    let twice = with_constant(&late, &y).unwrap();
+    drop((late, y));
+    let expected: Vec<f32> = sum(&ys).iter().zip(&ys).map(|(x, y)| x + 2.0 * y).collect();
+    assert_eq!(values(&twice), expected);
+}
+
+#[test]
+fn transformations_see_constants() {
+    let ((x, _), (y, ys)) = (drawn(1, &[2, 3]), drawn(2, &[2, 3]));
+    with_constant(&x, &y).unwrap().eval().unwrap();
+    let loss = |evaluated: bool| {
+        move |args: &[Array]| {
+            if evaluated {
+                transforms::eval(args)?;
+            }
+            ops::sum(&(with_constant(&args[0], &args[1])? * &args[1])?, .., false)
+        }
+    };
+    let plain = |args: &[Array]| ops::sum(&((&args[0] + (&args[1] * 2.0)?)? * &args[1])?, .., false);
+    let expected = transforms::value_and_grad(plain, [&x, &y]).unwrap().1;
+    let expected: Vec<_> = expected.iter().map(values).collect();
+    for evaluated in [false, true] {
+        let found = transforms::value_and_grad(loss(evaluated), [&x, &y]).unwrap().1;
+        assert_eq!(found.iter().map(values).collect::<Vec<_>>(), expected);
+    }
+    let beside = |args: &[Array]| ops::sum(&ops::square(&with_constant(&args[0], &y)?)?, .., false);
+    let gradient = values(&transforms::value_and_grad(beside, [&x]).unwrap().1[0]);
+    let sum = values(&with_constant(&x, &y).unwrap());
+    assert_eq!(gradient, sum.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
+    let row = Array::from_slice(&ys[..3], &[3]).unwrap();
+    row.eval().unwrap();
+    with_constant(&row, &row).unwrap().eval().unwrap();
+    let rows = |args: &[Array]| Ok([with_constant(&args[0], &args[1])?]);
+    let mapped = values(&transforms::vmap_with(rows, [&x, &row], &[Some(0), None], &[0]).unwrap()[0]);
+    let expected: Vec<f32> =
+        values(&x).iter().zip(ys[..3].iter().cycle()).map(|(x, y)| x + 2.0 * y).collect();
+    assert_eq!(mapped, expected);
+}
+
+#[test]
+fn what_was_a_constant_can_be_taken_over_later() {
+    let (x, _) = drawn(3, &[64, 64]);
+    let (y, _) = drawn(4, &[64, 64]);
+    let y = (&y + 1.0).unwrap();
+    y.eval().unwrap();
+    with_constant(&x, &y).unwrap().eval().unwrap();
+    let (new, _) = drawn(5, &[4]);
+    let places: Vec<Arc<AtomicUsize>> = vec![Arc::default(), Arc::default()];
+    let mut held = y;
+    for place in &places {
+        let mut chain = Chain::new();
+        let inputs = [chain.input(&held), chain.input(&new)];
+        drop(held);
+        let out = chain.push(Put(place.clone()), inputs).unwrap();
+        held = chain.apply(&out).unwrap().swap_remove(0);
+        held.eval().unwrap();
+        with_constant(&x, &held).unwrap().eval().unwrap();
+    }
+    let [first, second] = [0, 1].map(|i| places[i].load(Ordering::Relaxed));
+    assert_eq!(first, second);
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn attention(kernel: &Attention, how: Quantization, inputs: &[Array])
         ],
         grid: [512, batch * heads * length, 1],
         thread_group: [512, 1, 1],
-        outputs: &[Spec { shape: vec![batch, heads, length, value_dims], dtype }],
+        outputs: &[Spec::new(&[batch, heads, length, value_dims], dtype)],
     }
     .run()
 }

@@ -221,11 +221,11 @@ impl CustomKernel for CausalConv {
         if Sizes::of(&shapes, self.has_bias).is_none() {
             return Err(Error::argument(NAME, format!("inputs of shapes {shapes:?}")));
         }
-        let state = vec![shapes[0][0], shapes[1][1] - 1, shapes[0][2]];
+        let state = [shapes[0][0], shapes[1][1] - 1, shapes[0][2]];
         let before = inputs.get(2 + usize::from(self.has_bias));
         Ok(vec![
-            Spec { shape: shapes[0].to_vec(), dtype: promoted(inputs.iter()) },
-            Spec { shape: state, dtype: promoted(inputs[..1].iter().chain(before)) },
+            Spec::new(shapes[0], promoted(inputs.iter())),
+            Spec::new(&state, promoted(inputs[..1].iter().chain(before))),
         ])
     }
 

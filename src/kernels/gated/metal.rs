@@ -16,7 +16,7 @@ pub(super) fn gated(unit: Unit, gate: &Array, x: &Array) -> Result<Vec<Array>> {
         template: &[("T", gate.dtype().into())],
         grid: [(width - 1) / 4 + 1, count, 1],
         thread_group: [256, 1, 1],
-        outputs: &[Spec { shape: vec![count, width], dtype: gate.dtype() }],
+        outputs: &[Spec::new(&[count, width], gate.dtype())],
     }
     .run()?;
     outputs.iter().map(|y| ops::reshape(y, gate.shape())).collect()

@@ -132,10 +132,10 @@ impl CustomKernel for Matmul {
         };
         let shape = product_shape(&a.shape, &b.shape).ok_or_else(|| Error::Shape {
             op: NAME,
-            lhs: a.shape.clone(),
-            rhs: b.shape.clone(),
+            lhs: a.shape.to_vec(),
+            rhs: b.shape.to_vec(),
         })?;
-        Ok(vec![Spec { shape, dtype: promoted(inputs) }])
+        Ok(vec![Spec::new(&shape, promoted(inputs))])
     }
 
     fn takes_strided(&self, _: usize) -> bool {
@@ -188,7 +188,7 @@ impl CustomKernel for GatherMm {
         let [a, b, lhs, rhs] = inputs else {
             return Err(Error::argument(GATHER, format!("{} inputs", inputs.len())));
         };
-        let specs = [a, b].map(|x| Spec { shape: x.shape().to_vec(), dtype: x.dtype() });
+        let specs = [a, b].map(|x| Spec::new(x.shape(), x.dtype()));
         Ok(vec![reference::gather_mm(a, b, Some(lhs), Some(rhs), false, promoted(&specs))?])
     }
 }

@@ -22,7 +22,7 @@ use self::cpu::{NAME, QuantizedMatmul};
 use super::chain::Shaped;
 use super::path::{Path, active_of, force};
 use super::product::Numbers;
-use super::{CustomKernel, Spec, View, ViewMut, apply, pool};
+use super::{CustomKernel, Shape, Spec, View, ViewMut, apply, pool};
 use crate::array::{Array, Dtype};
 use crate::device::{DeviceKind, current_device};
 use crate::error::{Error, Result};
@@ -72,11 +72,11 @@ pub(crate) fn gather_qmm(
 }
 
 /// The path of such a product, unless MLX's own is to be taken.
-fn path_for(
+fn path_for<W: Shaped>(
     x: &impl Shaped,
-    w: &Array,
-    scales: &Array,
-    biases: Option<&Array>,
+    w: &W,
+    scales: &W,
+    biases: Option<&W>,
     transpose: bool,
     how: Quantization,
 ) -> Option<Path> {
@@ -91,11 +91,11 @@ fn path_for(
 }
 
 /// Whether these are what the kernel computes: shapes that fit, and dtypes that it reads.
-fn suits(
+fn suits<W: Shaped>(
     x: &impl Shaped,
-    w: &Array,
-    scales: &Array,
-    biases: Option<&Array>,
+    w: &W,
+    scales: &W,
+    biases: Option<&W>,
     transpose: bool,
     how: Quantization,
 ) -> bool {
@@ -113,7 +113,7 @@ fn is_float(a: &impl Shaped) -> bool {
 }
 
 /// Whether scales and biases are those of the mode.
-fn floats_fit(scales: &Array, biases: Option<&Array>, how: Quantization) -> bool {
+fn floats_fit<W: Shaped>(scales: &W, biases: Option<&W>, how: Quantization) -> bool {
     match (how.mode, biases) {
         (QuantizationMode::Affine, Some(biases)) => is_float(scales) && is_float(biases),
         (QuantizationMode::Affine, None) | (_, Some(_)) => false,
@@ -158,6 +158,28 @@ pub(super) fn product_of_ternary(
 }
 
 impl QuantizedMatmul {
+    /// Of the product of `x` with such codes, scales, perhaps biases, and perhaps indices.
+    fn output(&self, x: &Spec, weights: &[Spec]) -> Result<Spec> {
+        let [w, rest @ ..] = weights else {
+            return Err(Error::argument(NAME, "no weights"));
+        };
+        let (floats, indices) = self.split(rest);
+        let (&[.., rows, words], [batch @ .., _]) = (&w.shape[..], &x.shape[..]) else {
+            return Err(Error::argument(NAME, "operands without rows"));
+        };
+        let columns = (i64::from(words) * 32 / i64::from(self.how.bits)) as i32;
+        let n = if self.transpose { rows } else { columns };
+        let mut shape = Shape::from_slice(batch);
+        if let [left, _] = indices {
+            shape = left.shape.iter().chain(batch.last()).copied().collect();
+        }
+        shape.push(n);
+        let floats = floats.iter().map(|s| s.dtype).filter(|d| d.is_floating());
+        // Of the dtypes at hand, any two that differ promote to float32.
+        let dtype = floats.fold(x.dtype, |d, other| if d == other { d } else { Dtype::Float32 });
+        Ok(Spec { shape, dtype })
+    }
+
     /// The product of the cotangent with the same weights, turned.
     fn gradient_of_x(&self, inputs: &[Array], dy: &Array) -> Result<Array> {
         let [x, w, scales, rest @ ..] = inputs else {
@@ -208,24 +230,10 @@ impl CustomKernel for QuantizedMatmul {
     }
 
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        let [x, w, rest @ ..] = inputs else {
-            return Err(Error::argument(NAME, format!("{} inputs", inputs.len())));
-        };
-        let (floats, indices) = self.split(rest);
-        let (&[.., rows, words], [batch @ .., _]) = (&w.shape[..], &x.shape[..]) else {
-            return Err(Error::argument(NAME, "operands without rows"));
-        };
-        let columns = (i64::from(words) * 32 / i64::from(self.how.bits)) as i32;
-        let n = if self.transpose { rows } else { columns };
-        let mut shape = batch.to_vec();
-        if let [left, _] = indices {
-            shape = left.shape.iter().chain(batch.last()).copied().collect();
+        match inputs {
+            [x, weights @ ..] => Ok(vec![self.output(x, weights)?]),
+            [] => Err(Error::argument(NAME, "no inputs")),
         }
-        shape.push(n);
-        let floats = floats.iter().map(|s| s.dtype).filter(|d| d.is_floating());
-        // Of the dtypes at hand, any two that differ promote to float32.
-        let dtype = floats.fold(x.dtype, |d, other| if d == other { d } else { Dtype::Float32 });
-        Ok(vec![Spec { shape, dtype }])
     }
 
     fn fills(&self) -> bool {

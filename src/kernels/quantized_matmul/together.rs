@@ -1,17 +1,22 @@
 //! Products of one `x` with several matrices, such as those of queries, keys and values: `x` is read and laid out once,
 //! and threads share the rows of all matrices.
 
+use std::slice::Chunks;
+
+use smallvec::SmallVec;
+
 use super::cpu::Batch;
 use super::{NAME, QuantizedMatmul, path_for, quantized_matmul};
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::kernels::chain::Nodes;
 use crate::kernels::chain::Shaped;
 use crate::kernels::path::Path;
 use crate::kernels::{Chain, CustomKernel, Node, Spec, View, ViewMut, apply};
 use crate::ops::{self, Quantization};
 
 /// Codes, scales and biases of a matrix.
-pub(crate) type Parts<'a> = (&'a Array, &'a Array, Option<&'a Array>);
+pub(crate) type Parts<'a, T = Array> = (&'a T, &'a T, Option<&'a T>);
 
 /// `x @ dequantize(w).T` of each matrix, the same as [`quantized_matmul`](super::quantized_matmul) gives of each.
 pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization) -> Result<Vec<Array>> {
@@ -27,13 +32,13 @@ pub(crate) fn quantized_matmuls(x: &Array, all: &[Parts<'_>], how: Quantization)
 }
 
 /// The path of `x` by all of them, if there is one for each and they are stored alike.
-fn shared_path(x: &impl Shaped, all: &[Parts<'_>], how: Quantization) -> Option<Path> {
-    let path = |&(w, scales, biases): &Parts<'_>| {
+fn shared_path<W: Shaped>(x: &impl Shaped, all: &[Parts<'_, W>], how: Quantization) -> Option<Path> {
+    let path = |&(w, scales, biases): &Parts<'_, W>| {
         path_for(x, w, scales, biases, true, how).filter(|_| w.ndim() == 2)
     };
-    let paths = all.iter().map(path).collect::<Option<Vec<_>>>()?;
     let alike = all.windows(2).all(|two| two[0].1.dtype() == two[1].1.dtype());
-    paths.first().copied().filter(|_| alike)
+    let found = path(all.first()?)?;
+    (alike && all[1..].iter().all(|parts| path(parts).is_some())).then_some(found)
 }
 
 impl Chain {
@@ -43,10 +48,22 @@ impl Chain {
         x: Node,
         all: &[Parts<'_>],
         how: Quantization,
-    ) -> Result<Option<Vec<Node>>> {
-        let Some(path) = shared_path(self.spec(x), all, how) else { return Ok(None) };
-        let arrays = all.iter().flat_map(|&(w, scales, biases)| [w, scales].into_iter().chain(biases));
-        let inputs: Vec<Node> = std::iter::once(x).chain(arrays.map(|array| self.input(array))).collect();
+    ) -> Result<Option<Nodes>> {
+        let mark = self.mark();
+        let mut inputs = Nodes::from_slice(&[x]);
+        let mut parts: SmallVec<[(Node, Node, Option<Node>); 3]> = SmallVec::new();
+        for &(w, scales, biases) in all {
+            let nodes = (self.constant(w), self.constant(scales), biases.map(|biases| self.constant(biases)));
+            inputs.extend([nodes.0, nodes.1].into_iter().chain(nodes.2));
+            parts.push(nodes);
+        }
+        let spec = |node| self.spec(node);
+        let specs = parts.iter().map(|&(w, scales, biases)| (spec(w), spec(scales), biases.map(spec)));
+        let path = shared_path(spec(x), &specs.collect::<SmallVec<[_; 3]>>(), how);
+        let Some(path) = path else {
+            self.back_to(mark);
+            return Ok(None);
+        };
         let single = QuantizedMatmul { how, path, transpose: true, picked: false };
         match all.len() {
             1 => self.push(single, inputs),
@@ -65,10 +82,10 @@ struct Together {
 
 impl Together {
     /// The first of the inputs, and those of each matrix.
-    fn split<'a, T>(&self, inputs: &'a [T]) -> Result<(&'a T, Vec<&'a [T]>)> {
+    fn split<'a, T>(&self, inputs: &'a [T]) -> Result<(&'a T, Chunks<'a, T>)> {
         match inputs {
             [x, rest @ ..] if rest.len() >= 2 * self.count && rest.len().is_multiple_of(self.count) => {
-                Ok((x, rest.chunks(rest.len() / self.count).collect()))
+                Ok((x, rest.chunks(rest.len() / self.count)))
             }
             _ => Err(Error::argument(NAME, format!("{} inputs", inputs.len()))),
         }
@@ -82,7 +99,7 @@ impl Together {
     ) -> Result<Vec<R>> {
         let (x, matrices) = self.split(inputs)?;
         let own = |(i, matrix): (usize, &[T])| product(i, &[std::slice::from_ref(x), matrix].concat());
-        matrices.into_iter().enumerate().map(own).collect()
+        matrices.enumerate().map(own).collect()
     }
 }
 
@@ -92,7 +109,8 @@ impl CustomKernel for Together {
     }
 
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        Ok(self.each(inputs, |_, inputs| self.single.outputs(inputs))?.concat())
+        let (x, matrices) = self.split(inputs)?;
+        matrices.map(|matrix| self.single.output(x, matrix)).collect()
     }
 
     fn fills(&self) -> bool {
@@ -101,7 +119,7 @@ impl CustomKernel for Together {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {
         let (x, matrices) = self.split(inputs)?;
-        let weights = matrices.iter().map(|parts| {
+        let weights = matrices.map(|parts| {
             let batch = Batch::new(&parts[0], &parts[1], parts.get(2), self.single.how)?;
             Ok(batch.matrix(0))
         });
@@ -145,6 +163,7 @@ impl CustomKernel for Together {
             (inputs[0], axes[0]) = (ops::broadcast_to(&inputs[0], &shape)?, Some(0));
         }
         let (&of_x, of_matrices) = self.split(&axes)?;
+        let of_matrices: Vec<_> = of_matrices.collect();
         let all =
             self.each(&inputs, |i, inputs| self.single.vmap(inputs, &[&[of_x], of_matrices[i]].concat()))?;
         Ok(all.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat()))

@@ -47,7 +47,7 @@ pub(super) fn recurrence(rule: Rule, sizes: Sizes, inputs: &[Array]) -> Result<V
         ],
         grid: [32, value_dim as i32, (batch * heads) as i32],
         thread_group: [32, 4, 1],
-        outputs: &[Spec { shape: values.shape().to_vec(), dtype }, Spec { shape, dtype: Dtype::Float32 }],
+        outputs: &[Spec::new(values.shape(), dtype), Spec::new(&shape, Dtype::Float32)],
     }
     .run()?;
     if let Some(out) = outputs.first_mut() {

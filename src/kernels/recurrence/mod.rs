@@ -386,11 +386,8 @@ impl CustomKernel for Recurrence {
             return Err(Error::argument(NAME, format!("inputs of shapes {shapes:?}")));
         }
         let (keys, values) = (&shapes[1], &shapes[2]);
-        let state = vec![values[0], values[2], values[3], keys[3]];
-        Ok(vec![
-            Spec { shape: values.to_vec(), dtype: inputs[0].dtype },
-            Spec { shape: state, dtype: Dtype::Float32 },
-        ])
+        let state = [values[0], values[2], values[3], keys[3]];
+        Ok(vec![Spec::new(values, inputs[0].dtype), Spec::new(&state, Dtype::Float32)])
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {

@@ -43,7 +43,7 @@ pub(super) fn rms_norm_rope(
         template: &[("T", x.dtype().into()), ("TRADITIONAL", TemplateArg::Bool(turn.traditional))],
         grid: [32, rows, 1],
         thread_group: [32, 8, 1],
-        outputs: &[Spec { shape: by_head.shape().to_vec(), dtype: x.dtype() }],
+        outputs: &[Spec::new(by_head.shape(), x.dtype())],
     }
     .run()?;
     outputs.iter().map(|y| ops::reshape(y, x.shape())).collect()

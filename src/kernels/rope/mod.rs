@@ -9,7 +9,7 @@ use std::sync::Once;
 
 use half::{bf16, f16};
 
-use super::chain::{Chain, Node, Shaped};
+use super::chain::{Chain, Node, Nodes, Shaped};
 use super::math::{self, Lanes, Loop, Number};
 use super::path::Path;
 use super::product::strips;
@@ -77,17 +77,17 @@ impl Chain {
         x: Node,
         norm: Option<(&Array, f32)>,
         turn: Turn,
-        offset: &Array,
+        offset: Node,
         periods: Option<&Array>,
     ) -> Result<Option<Node>> {
         let spec = self.spec(x);
         let fits = norm.is_none_or(|(weight, _)| norm_fits(spec, weight));
         let on_cpu = current_device().kind == DeviceKind::Cpu;
-        let path = path_for(spec, turn, offset, periods, on_cpu);
+        let path = path_for(spec, turn, self.spec(offset), periods, on_cpu);
         let Some(path) = path.filter(|_| fits) else { return Ok(None) };
         let kernel = Rope { path, turn, eps: norm.map(|(_, eps)| eps) };
-        let rest = [Some(offset), norm.map(|(weight, _)| weight), periods].into_iter().flatten();
-        let inputs: Vec<Node> = std::iter::once(x).chain(rest.map(|array| self.input(array))).collect();
+        let rest = norm.map(|(weight, _)| weight).into_iter().chain(periods);
+        let inputs: Nodes = [x, offset].into_iter().chain(rest.map(|array| self.constant(array))).collect();
         Ok(self.push(kernel, inputs)?.first().copied())
     }
 }
@@ -96,7 +96,7 @@ impl Chain {
 fn path_for(
     x: &impl Shaped,
     turn: Turn,
-    offset: &Array,
+    offset: &impl Shaped,
     periods: Option<&Array>,
     here: bool,
 ) -> Option<Path> {

@@ -9,7 +9,7 @@ use crate::ops;
 /// The sum of `x` and `y`, and its norm; all of one dtype and not empty.
 pub(super) fn add_rms_norm(x: &Array, y: &Array, weight: &Array, eps: f32) -> Result<Vec<Array>> {
     let (flat, [count, width]) = rows(x)?;
-    let spec = Spec { shape: vec![count, width], dtype: x.dtype() };
+    let spec = Spec::new(&[count, width], x.dtype());
     let group = threads(width / 4, 1024);
     let outputs = Launch {
         shader: &ADD_RMS_NORM,

@@ -63,7 +63,7 @@ impl Chain {
     /// [`rms_norm`], or `None` where it is not a case for the kernel.
     pub(crate) fn rms_norm(&mut self, x: Node, weight: &Array, eps: f32) -> Result<Option<Node>> {
         let Some(path) = path_for(self.spec(x), &[Some(weight)]) else { return Ok(None) };
-        let weight = self.input(weight);
+        let weight = self.constant(weight);
         let outputs = self.push(Rows { path, op: Op::RmsNorm { eps } }, [x, weight])?;
         Ok(outputs.first().copied())
     }
@@ -79,9 +79,9 @@ impl Chain {
         let (x_spec, y_spec) = (self.spec(x), self.spec(y));
         let alike = y_spec == x_spec && weight.dtype() == x_spec.dtype;
         let Some(path) = path_for(x_spec, &[Some(weight)]).filter(|_| alike) else { return Ok(None) };
-        let weight = self.input(weight);
+        let weight = self.constant(weight);
         let outputs = self.push(Rows { path, op: Op::AddRmsNorm { eps } }, [x, weight, y])?;
-        Ok(outputs.try_into().ok())
+        Ok(outputs[..].try_into().ok())
     }
 }
 

@@ -225,7 +225,7 @@ impl CustomKernel for Select {
             Op::LogSumExp { keepdims } => (with(keepdims.then_some(1)), *dtype),
             Op::Top { count } => (with(Some(count)), Dtype::Uint32),
             Op::KeepTopP { .. } | Op::KeepTopK { .. } => (shape.clone(), *dtype),
-            Op::Draw => (vec![1], Dtype::Uint32),
+            Op::Draw => (smallvec::smallvec![1], Dtype::Uint32),
         };
         Ok(vec![Spec { shape, dtype }])
     }

@@ -151,8 +151,8 @@ impl CustomKernel for SelectiveScan {
         if Sizes::of(&shapes).is_none() {
             return Err(Error::argument(NAME, format!("inputs of shapes {shapes:?}")));
         }
-        let state = vec![shapes[0][0], shapes[0][2], shapes[2][1]];
-        Ok([shapes[0].to_vec(), state].map(|shape| Spec { shape, dtype: Dtype::Float32 }).to_vec())
+        let state = [shapes[0][0], shapes[0][2], shapes[2][1]];
+        Ok([shapes[0], &state].map(|shape| Spec::new(shape, Dtype::Float32)).to_vec())
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]) -> Result<()> {

@@ -27,7 +27,7 @@ pub(super) fn ternary_matmul(x: &Array, w: &Array, scales: &Array, bits: i32) ->
         template: &[("T", x.dtype().into()), ("BITS", TemplateArg::Int(bits))],
         grid,
         thread_group,
-        outputs: &[Spec { shape: vec![count, n], dtype: x.dtype() }],
+        outputs: &[Spec::new(&[count, n], x.dtype())],
     }
     .run()?;
     let shape = [&x.shape()[..x.ndim() - 1], &[n]].concat();

@@ -17,7 +17,7 @@ pub(super) fn top_k_sample(logits: &Array, noise: &Array, k: i32, scale: f32) ->
         template: &[("T", logits.dtype().into())],
         grid: [group, rows, 1],
         thread_group: [group, 1, 1],
-        outputs: &[Spec { shape: vec![rows], dtype: Dtype::Uint32 }],
+        outputs: &[Spec::new(&[rows], Dtype::Uint32)],
     }
     .run()
 }

@@ -42,7 +42,7 @@ impl CustomKernel for TopKSample {
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let rows = inputs.first().and_then(|logits| logits.shape.first());
         let rows = rows.ok_or_else(|| Error::argument(NAME, "no rows"))?;
-        Ok(vec![Spec { shape: vec![*rows], dtype: Dtype::Uint32 }])
+        Ok(vec![Spec::new(&[*rows], Dtype::Uint32)])
     }
 
     fn cpu(&self, _: &[View<'_>], _: &mut [ViewMut<'_>]) -> Result<()> {
