@@ -83,6 +83,7 @@ struct Kernel {
   // Holds what it can of all inputs, and gives the others to the graph.
   Arrays hold(const Arrays& inputs) {
     Arrays drawn;
+    held.reserve(inputs.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
       auto& in = inputs[i];
       bool is_fixed = in.is_available() && !in.is_tracer() && !is_in_place(i);
@@ -99,6 +100,7 @@ struct Kernel {
   // All inputs, of those of the graph.
   Arrays all(const Arrays& drawn) const {
     Arrays inputs;
+    inputs.reserve(held.size());
     auto next = drawn.begin();
     for (auto& in : held) {
       inputs.push_back(in ? *in : *next++);
@@ -179,6 +181,7 @@ struct Call {
 
   static std::vector<mlxport_view> lend(const std::vector<View>& views) {
     std::vector<mlxport_view> lent;
+    lent.reserve(views.size());
     for (auto& v : views) {
       lent.push_back({v.data, v.strides.data(), spec_of(v.shape, v.dtype)});
     }
@@ -328,6 +331,8 @@ class RustKernel : public Primitive {
         copy_cpu(in, outputs[i], in.flags().row_contiguous ? CopyType::Vector : CopyType::General, stream());
       }
     }
+    call->inputs.reserve(kernel_->held.size());
+    call->outputs.reserve(outputs.size());
     auto drawn = inputs.begin();
     for (size_t i = 0; i < kernel_->held.size(); ++i) {
       if (auto& held = kernel_->held[i]) {

@@ -1,18 +1,20 @@
 //! Arrays whose memory stays as it is.
 
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::sync::Arc;
 
 use super::{ArrayHandle, CArg, enter, kernel, sys};
 use crate::array::Array;
-use crate::kernels::{Spec, View};
+use crate::kernels::{Spec, Strides, View, row_major};
 
 /// An array that is computed, row-major and not followed by a transformation, such as a weight: kernels read it without a
 /// question to MLX. Its memory stays as long as this does.
 pub(crate) struct Fixed {
     array: sys::mlx_array,
-    view: sys::mlxport_view,
     spec: Spec,
+    strides: Strides,
+    data: *const u8,
+    bytes: usize,
 }
 
 // SAFETY: it is read only, and MLX counts the references to an array atomically.
@@ -31,11 +33,15 @@ impl Fixed {
         }
         // SAFETY: the call has written it.
         let view = unsafe { view.assume_init() };
-        // SAFETY: shape and memory live as long as the array, of which this holds a reference of its own.
-        let spec = unsafe { kernel::view_of(&view) };
-        let spec = Spec::new(spec.shape(), spec.dtype());
-        let own = std::mem::ManuallyDrop::new(array.handle.clone());
-        Some(Arc::new(Self { array: own.0, view, spec }))
+        // SAFETY: shape and memory live as long as the array.
+        let view = unsafe { kernel::view_of(&view) };
+        Some(Arc::new(Self {
+            spec: Spec::new(view.shape(), view.dtype()),
+            strides: row_major(view.shape()),
+            data: view.bytes().as_ptr(),
+            bytes: view.bytes().len(),
+            array: ManuallyDrop::new(array.handle.clone()).0,
+        }))
     }
 
     /// Shape and dtype.
@@ -45,8 +51,9 @@ impl Fixed {
 
     /// Its elements.
     pub fn view(&self) -> View<'_> {
-        // SAFETY: as above, and nobody writes to the memory of an array that has more than one reference.
-        unsafe { kernel::view_of(&self.view) }
+        // SAFETY: these are the bytes of an array of which this holds a reference, and nobody writes to one that has several.
+        let bytes = unsafe { std::slice::from_raw_parts(self.data, self.bytes) };
+        View::new(bytes, 0, &self.spec.shape, &self.strides, self.spec.dtype)
     }
 
     /// Another reference to it.

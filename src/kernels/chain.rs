@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::view::{Strides, row_major};
-use super::{CustomKernel, Spec, View, ViewMut, apply};
+use super::{CustomKernel, Spec, Strides, View, ViewMut, apply, row_major};
 use crate::array::{Array, Dtype, element_count};
 use crate::error::{Error, Result};
 use crate::ffi::Fixed;

@@ -45,6 +45,7 @@ pub(crate) use select::{argmax, categorical, keep_top_k, keep_top_p, logsumexp, 
 pub use ternary::ternary_matmul;
 pub use top_k_sample::top_k_sample;
 pub use view::{Shape, Spec, View, ViewMut};
+pub(crate) use view::{Strides, row_major};
 
 /// The path that kernels of this thread take now: the forced one, or the fastest of this machine. A kernel that has
 /// no implementation for it takes the next slower one that it has.

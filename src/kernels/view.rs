@@ -142,7 +142,7 @@ impl<'a> View<'a> {
 }
 
 /// The strides of an array whose elements lie row by row.
-pub(super) fn row_major(shape: &[i32]) -> Strides {
+pub(crate) fn row_major(shape: &[i32]) -> Strides {
     let mut strides: Strides = smallvec![1; shape.len()];
     for i in (1..strides.len()).rev() {
         strides[i - 1] = strides[i] * i64::from(shape[i]);

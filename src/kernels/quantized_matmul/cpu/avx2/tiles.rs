@@ -47,8 +47,10 @@ pub struct Panel {
     pub rows: Vec<usize>,
     /// `[chunks, ROWS, DEPTH]`.
     pub multiples: Vec<i16>,
-    /// `[chunks, ROWS, groups in a chunk]`.
+    /// `[chunks, groups in a chunk, ROWS]`.
     pub groups: Vec<Group>,
+    /// `[chunks, parts in a chunk, ROWS]`: what a multiple stands for.
+    pub units: Vec<f32>,
 }
 
 /// What belongs to a group of a row.
@@ -56,9 +58,7 @@ pub struct Panel {
 pub struct Group {
     /// The middle of the codes times the sum of the multiples, negative.
     pub offset: i32,
-    /// What a multiple stands for.
-    pub unit: f32,
-    /// The sum of the numbers.
+    /// The sum of the numbers, in units of their part.
     pub sum: f32,
 }
 
@@ -93,6 +93,7 @@ impl Panel {
         let (chunks, each) = (k.div_ceil(DEPTH), DEPTH / group);
         let mut all = vec![0; chunks * T::ROWS * DEPTH];
         let mut of_groups = vec![Group::default(); chunks * T::ROWS * each];
+        let mut units = vec![0.0; chunks * T::ROWS * (DEPTH / PART)];
         for (r, &m) in rows.iter().enumerate() {
             let x = &x[m * k..][..k];
             let left = if rest { rest_of(x) } else { Vec::new() };
@@ -100,16 +101,20 @@ impl Panel {
             for (i, part) in numbers.chunks(PART).enumerate() {
                 let (chunk, at) = (i * PART / DEPTH, i * PART % DEPTH);
                 let (unit, multiples) = multiples(part);
-                let groups = &mut of_groups[(chunk * T::ROWS + r) * each + at / group..];
-                for (j, (multiples, out)) in multiples[..part.len()].chunks(group).zip(groups).enumerate() {
-                    let sum = if rest { 0.0 } else { lane_sums(&part[j * group..][..group]) };
-                    *out = Group { offset: -C::MIDDLE * whole_sum(multiples), unit: unit * C::UNIT, sum };
+                units[i * T::ROWS + r] = unit * C::UNIT;
+                let first = chunk * each + at / group;
+                for (j, multiples) in multiples[..part.len()].chunks(group).enumerate() {
+                    // Units are powers of two.
+                    let sum =
+                        if rest { 0.0 } else { lane_sums(&part[j * group..][..group]) / (unit * C::UNIT) };
+                    of_groups[(first + j) * T::ROWS + r] =
+                        Group { offset: -C::MIDDLE * whole_sum(multiples), sum };
                 }
                 let out = &mut all[(chunk * T::ROWS + r) * DEPTH + at..][..PART];
                 pair_up::<C>(&multiples, out);
             }
         }
-        Self { rows: rows.to_vec(), multiples: all, groups: of_groups }
+        Self { rows: rows.to_vec(), multiples: all, groups: of_groups, units }
     }
 }
 
@@ -272,12 +277,13 @@ unsafe fn tile<const R: usize, const AFFINE: bool>(
     assert!(panel.rows.len() == R && groups <= each && group.is_multiple_of(16));
     assert!(panel.rows.iter().all(|row| row * width + SLIVER <= out.len()));
     let multiples = &panel.multiples[chunk * ROWS * DEPTH..][..ROWS * DEPTH];
-    let of_groups = &panel.groups[chunk * ROWS * each..][..ROWS * each];
+    let of_groups = &panel.groups[chunk * each * ROWS..][..each * ROWS];
+    let units = &panel.units[chunk * (DEPTH / PART) * ROWS..][..DEPTH / PART * ROWS];
     let (mut x, mut codes) = (multiples.as_ptr().cast::<i32>(), sliver.codes.as_ptr());
     let places: [usize; R] = std::array::from_fn(|r| panel.rows[r] * width);
     for g in 0..groups {
-        let of: [&Group; R] = std::array::from_fn(|r| &of_groups[r * each + g]);
-        let mut sums = of.map(|of| [_mm256_set1_epi32(of.offset); 2]);
+        let of = &of_groups[g * ROWS..][..R];
+        let mut sums: [_; R] = std::array::from_fn(|r| [_mm256_set1_epi32(of[r].offset); 2]);
         for _ in 0..pairs / 2 {
             // SAFETY: `DEPTH` multiples are in each row of the panel, and as many times sixteen codes in the sliver;
             // both are read from their beginnings once, group by group.
@@ -303,12 +309,12 @@ unsafe fn tile<const R: usize, const AFFINE: bool>(
                 let middle = _mm256_loadu_ps(sliver.middles[g].as_ptr().add(half * 8));
                 for r in 0..R {
                     let out = out.as_mut_ptr().add(places[r] + half * 8);
-                    let whole = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[r][half]), _mm256_set1_ps(of[r].unit));
-                    let mut sum = _mm256_fmadd_ps(whole, scale, _mm256_loadu_ps(out));
+                    let mut sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[r][half]), scale);
                     if AFFINE {
                         sum = _mm256_fmadd_ps(_mm256_set1_ps(of[r].sum), middle, sum);
                     }
-                    _mm256_storeu_ps(out, sum);
+                    let unit = _mm256_set1_ps(units[g * group / PART * ROWS + r]);
+                    _mm256_storeu_ps(out, _mm256_fmadd_ps(sum, unit, _mm256_loadu_ps(out)));
                 }
             }
         }

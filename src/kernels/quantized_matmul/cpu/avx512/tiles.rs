@@ -4,7 +4,8 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::array;
 
-use super::super::avx2::tiles::{DEPTH, Group, Panel, Sliver, Tile};
+use super::super::avx2::fixed::PART;
+use super::super::avx2::tiles::{DEPTH, Panel, Sliver, Tile};
 use crate::kernels::product::SLIVER;
 
 /// Tiles of six rows and two slivers.
@@ -63,47 +64,57 @@ unsafe fn tile<const R: usize, const S: usize>(
     assert!(panel.rows.len() == R && groups <= each && group.is_multiple_of(16));
     assert!(panel.rows.iter().all(|row| row * width + S * SLIVER <= out.len()));
     let multiples = &panel.multiples[chunk * Tiles::ROWS * DEPTH..][..Tiles::ROWS * DEPTH];
-    let of_groups = &panel.groups[chunk * Tiles::ROWS * each..][..Tiles::ROWS * each];
+    let of_groups = &panel.groups[chunk * each * Tiles::ROWS..][..each * Tiles::ROWS];
+    let units = &panel.units[chunk * (DEPTH / PART) * Tiles::ROWS..][..DEPTH / PART * Tiles::ROWS];
     let mut x = multiples.as_ptr().cast::<i32>();
     let mut codes = slivers.each_ref().map(|sliver| sliver.codes.as_ptr());
-    // SAFETY: the places are checked above.
-    let places: [*mut f32; R] = array::from_fn(|r| unsafe { out.as_mut_ptr().add(panel.rows[r] * width) });
-    // SAFETY: sixteen numbers each. `DEPTH` multiples are in each row of the panel, and as many times sixteen codes in each
-    // sliver; both are read from their beginnings once, group by group.
+    let mut of = of_groups.as_ptr();
+    // SAFETY: sixteen numbers each; the places are checked above. `DEPTH` multiples are in each row of the panel, and as many
+    // times sixteen codes in each sliver; both are read from their beginnings once, group by group.
     unsafe {
-        let mut sums: [[__m512; S]; R] =
-            array::from_fn(|r| array::from_fn(|s| _mm512_loadu_ps(places[r].add(s * SLIVER))));
-        for g in 0..groups {
-            let of: [&Group; R] = array::from_fn(|r| &of_groups[r * each + g]);
-            let mut whole: [[__m512i; S]; R] = array::from_fn(|r| [_mm512_set1_epi32(of[r].offset); S]);
-            for _ in 0..pairs {
-                let pairs: [__m512i; S] = array::from_fn(|s| _mm512_load_si512(codes[s].cast()));
-                for r in 0..R {
-                    let x = _mm512_set1_epi32(x.add(r * DEPTH / 2).read_unaligned());
+        for (part, first) in (0..groups).step_by(PART / group).enumerate() {
+            let mut sums = [[_mm512_setzero_ps(); S]; R];
+            for g in first..groups.min(first + PART / group) {
+                let mut whole: [[__m512i; S]; R] =
+                    array::from_fn(|r| [_mm512_set1_epi32((*of.add(r)).offset); S]);
+                for _ in 0..pairs {
+                    let pairs: [__m512i; S] = array::from_fn(|s| _mm512_load_si512(codes[s].cast()));
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(x.add(r * DEPTH / 2).read_unaligned());
+                        for s in 0..S {
+                            whole[r][s] = multiply_add(whole[r][s], pairs[s], x);
+                        }
+                    }
+                    x = x.add(1);
                     for s in 0..S {
-                        whole[r][s] = multiply_add(whole[r][s], pairs[s], x);
+                        codes[s] = codes[s].add(2 * SLIVER);
                     }
                 }
-                x = x.add(1);
                 for s in 0..S {
-                    codes[s] = codes[s].add(2 * SLIVER);
-                }
-            }
-            for s in 0..S {
-                let scale = _mm512_load_ps(slivers[s].scales[g].as_ptr());
-                let middle = _mm512_load_ps(slivers[s].middles[g].as_ptr());
-                for r in 0..R {
-                    let numbers = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[r][s]), _mm512_set1_ps(of[r].unit));
-                    sums[r][s] = _mm512_fmadd_ps(numbers, scale, sums[r][s]);
-                    if affine {
-                        sums[r][s] = _mm512_fmadd_ps(_mm512_set1_ps(of[r].sum), middle, sums[r][s]);
+                    let scale = _mm512_load_ps(slivers[s].scales[g].as_ptr());
+                    for r in 0..R {
+                        sums[r][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r][s]), scale, sums[r][s]);
                     }
                 }
+                if affine {
+                    let middles: [__m512; S] =
+                        array::from_fn(|s| _mm512_load_ps(slivers[s].middles[g].as_ptr()));
+                    for r in 0..R {
+                        let sum = _mm512_set1_ps((*of.add(r)).sum);
+                        for s in 0..S {
+                            sums[r][s] = _mm512_fmadd_ps(sum, middles[s], sums[r][s]);
+                        }
+                    }
+                }
+                of = of.add(Tiles::ROWS);
             }
-        }
-        for r in 0..R {
-            for s in 0..S {
-                _mm512_storeu_ps(places[r].add(s * SLIVER), sums[r][s]);
+            for r in 0..R {
+                let unit = _mm512_set1_ps(units[part * Tiles::ROWS + r]);
+                let out = out.as_mut_ptr().add(panel.rows[r] * width);
+                for s in 0..S {
+                    let out = out.add(s * SLIVER);
+                    _mm512_storeu_ps(out, _mm512_fmadd_ps(sums[r][s], unit, _mm512_loadu_ps(out)));
+                }
             }
         }
     }
