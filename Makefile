@@ -48,7 +48,9 @@ doc: deps ## The library's documentation, in target/doc
 	$(CARGO) doc --no-deps
 
 bench: deps ## Speed of the kernels and of the bundled checkpoint on this machine, into docs/performance.md
-	$(CARGO) bench --bench roofline --bench matmul --bench quantized_matmul --bench ratios --bench attention --bench rows --bench scan --bench model
+	$(CARGO) bench --bench roofline --bench matmul --bench quantized_matmul --bench attention --bench rows --bench scan --bench model \
+	  -- --warm-up-time 1 --measurement-time 2
+	$(CARGO) bench --bench ratios
 	$(CARGO) bench --bench report
 	$(CARGO) build --release
 	target/release/mlxport bench model --model $(CHECKPOINT) --prompt-tokens 512 --generate-tokens 128
