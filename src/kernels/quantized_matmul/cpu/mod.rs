@@ -95,6 +95,10 @@ impl Lines for Matrix<'_> {
     fn read(&self, line: usize, start: usize, out: &mut [f32]) {
         match self.path {
             #[cfg(target_arch = "x86_64")]
+            path if path >= Path::Avx512 && self.w.how.mode == QuantizationMode::Affine => {
+                avx512::decode(&self.w, line, start, out);
+            }
+            #[cfg(target_arch = "x86_64")]
             path if path >= Path::Avx2 => avx2::decode(&self.w, line, start, out),
             _ => portable::decode(&self.w, line, start, out),
         }
@@ -156,6 +160,19 @@ impl<'a> Scales<'a> {
         }
     }
 
+    /// The number at `index`.
+    #[inline(always)]
+    pub fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::Float32(s) => s[index],
+            Self::Float16(s) => s[index].to_f32(),
+            Self::Bfloat16(s) => s[index].to_f32(),
+            Self::Float8(s) => e4m3(s[index]),
+            // From 2^-127 up. As in MLX, the last is infinite.
+            Self::Exponent(s) => f32::from_bits((u32::from(s[index]) << 23).max(1 << 22)),
+        }
+    }
+
     /// Reads as many numbers as `out` takes, from number `start`.
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let range = start..start + out.len();
@@ -168,13 +185,7 @@ impl<'a> Scales<'a> {
                     *out = f32::from_bits(u32::from(s.to_bits()) << 16);
                 }
             }
-            Self::Float8(s) => out.iter_mut().zip(&s[range]).for_each(|(out, &s)| *out = e4m3(s)),
-            // From 2^-127 up. As in MLX, the last is infinite.
-            Self::Exponent(s) => {
-                for (out, &s) in out.iter_mut().zip(&s[range]) {
-                    *out = f32::from_bits((u32::from(s) << 23).max(1 << 22));
-                }
-            }
+            _ => out.iter_mut().zip(range).for_each(|(out, index)| *out = self.get(index)),
         }
     }
 }

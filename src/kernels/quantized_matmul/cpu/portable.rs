@@ -62,11 +62,9 @@ pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
         (!range.is_empty()).then_some(range)
     }) {
         let index = first + values.start / group;
-        let (mut scale, mut bias) = ([0.0], [0.0]);
-        w.scales.read(index, &mut scale);
-        w.biases.iter().for_each(|biases| biases.read(index, &mut bias));
+        let (scale, bias) = (w.scales.get(index), w.biases.map_or(0.0, |biases| biases.get(index)));
         for value in &mut out[values.start - start..values.end - start] {
-            *value = *value * scale[0] + bias[0];
+            *value = *value * scale + bias;
         }
     }
 }

@@ -49,47 +49,46 @@ unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
         *shift = (bit % 8) as i32;
     }
     let group = w.how.group_size as usize;
-    let (mut scale, mut bias) = ([0.0], [0.0]);
     // SAFETY: plain vector instructions; loads and stores stay in arrays and slices.
     unsafe {
         let spread = _mm256_loadu_si256(spread.as_ptr().cast());
         let shifts = _mm256_loadu_si256(shifts.as_ptr().cast());
         let mask = _mm256_set1_epi32((1 << BITS) - 1);
         let table = _mm256_loadu_ps(E2M1.as_ptr());
-        for (i, out) in out.chunks_exact_mut(8).enumerate() {
-            let at = start + i * 8;
-            if i == 0 || at.is_multiple_of(group) {
-                let index = n * w.groups() + at / group;
-                w.scales.read(index, &mut scale);
-                w.biases.iter().for_each(|biases| biases.read(index, &mut bias));
+        // The first group may be there in part.
+        let (first, rest) = out.split_at_mut(((group - start % group) % group).min(out.len()));
+        let mut codes = codes;
+        let groups = std::iter::once(first).chain(rest.chunks_mut(group)).filter(|out| !out.is_empty());
+        for (index, out) in (n * w.groups() + start / group..).zip(groups) {
+            let (scale, bias) = (w.scales.get(index), w.biases.map_or(0.0, |biases| biases.get(index)));
+            let (scale, bias) = (_mm256_set1_ps(scale), _mm256_set1_ps(bias));
+            for out in out.chunks_exact_mut(8) {
+                let eight = if codes.len() >= 16 {
+                    _mm_loadu_si128(codes.as_ptr().cast())
+                } else {
+                    let mut padded = [0u8; 16];
+                    padded[..codes.len()].copy_from_slice(codes);
+                    _mm_loadu_si128(padded.as_ptr().cast())
+                };
+                codes = &codes[BITS..];
+                let lanes = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), spread);
+                let codes = _mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), mask);
+                let values = match FLOAT {
+                    4 => {
+                        let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
+                        let magnitude = _mm256_permutevar8x32_ps(table, codes);
+                        _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign))
+                    }
+                    8 => {
+                        let top = _mm256_srai_epi32::<4>(_mm256_slli_epi32::<24>(codes));
+                        let bits = _mm256_and_si256(top, _mm256_set1_epi32(0x87f0_0000u32 as i32));
+                        let unbias = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
+                        _mm256_mul_ps(_mm256_castsi256_ps(bits), unbias)
+                    }
+                    _ => _mm256_cvtepi32_ps(codes),
+                };
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_fmadd_ps(values, scale, bias));
             }
-            let here = &codes[i * BITS..];
-            let eight = if here.len() >= 16 {
-                _mm_loadu_si128(here.as_ptr().cast())
-            } else {
-                let mut padded = [0u8; 16];
-                padded[..here.len()].copy_from_slice(here);
-                _mm_loadu_si128(padded.as_ptr().cast())
-            };
-            let lanes = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), spread);
-            let codes = _mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), mask);
-            let values = match FLOAT {
-                4 => {
-                    let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
-                    let magnitude = _mm256_permutevar8x32_ps(table, codes);
-                    _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign))
-                }
-                8 => {
-                    let top = _mm256_srai_epi32::<4>(_mm256_slli_epi32::<24>(codes));
-                    let bits = _mm256_and_si256(top, _mm256_set1_epi32(0x87f0_0000u32 as i32));
-                    let unbias = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
-                    _mm256_mul_ps(_mm256_castsi256_ps(bits), unbias)
-                }
-                _ => _mm256_cvtepi32_ps(codes),
-            };
-            let scale = _mm256_set1_ps(scale[0]);
-            let values = _mm256_fmadd_ps(values, scale, _mm256_set1_ps(bias[0]));
-            _mm256_storeu_ps(out.as_mut_ptr(), values);
         }
     }
 }

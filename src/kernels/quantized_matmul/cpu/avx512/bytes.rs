@@ -106,23 +106,34 @@ impl<const BITS: usize> Bytes for Bits<BITS> {
                     _mm512_and_si512(_mm512_srli_epi16::<4>(loaded), mask),
                     _mm512_and_si512(_mm512_srli_epi16::<6>(loaded), mask),
                 ],
-                _ => {
-                    // Eight codes have as many bytes as one has bits: each lane of 64 bits takes those of its own.
-                    let lanes = const {
-                        let (mut places, mut shifts, mut i) = ([0u8; 64], [0u8; 64], 0);
-                        while i < 64 {
-                            places[i] = (i / 8 * BITS + i % 8 % BITS) as u8;
-                            shifts[i] = (i % 8 * BITS) as u8;
-                            i += 1;
-                        }
-                        [places, shifts]
-                    };
-                    let [places, shifts] = lanes.map(|table| _mm512_loadu_si512(table.as_ptr().cast()));
-                    let spread = _mm512_permutexvar_epi8(places, loaded);
-                    [_mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, spread), mask); 4]
-                }
+                _ => [in_order::<BITS>(loaded); 4],
             }
         }
+    }
+}
+
+/// The 64 codes of as many bits in the first bytes, as bytes.
+///
+/// # Safety
+/// The CPU must have AVX-512 BW and VBMI.
+#[inline(always)]
+pub unsafe fn in_order<const BITS: usize>(loaded: __m512i) -> __m512i {
+    // Eight codes have as many bytes as one has bits: each lane of 64 bits takes those of its own.
+    let lanes = const {
+        let (mut places, mut shifts, mut i) = ([0u8; 64], [0u8; 64], 0);
+        while i < 64 {
+            places[i] = (i / 8 * BITS + i % 8 % BITS) as u8;
+            shifts[i] = (i % 8 * BITS) as u8;
+            i += 1;
+        }
+        [places, shifts]
+    };
+    // SAFETY: the caller vouches for the CPU; the tables are as long as vectors.
+    unsafe {
+        let [places, shifts] = lanes.map(|table| _mm512_loadu_si512(table.as_ptr().cast()));
+        let spread = _mm512_permutexvar_epi8(places, loaded);
+        let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
+        _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, spread), mask)
     }
 }
 
