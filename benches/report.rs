@@ -83,13 +83,13 @@ fn time(ns: f64) -> String {
 }
 
 /// What the machine reached with nothing but reads or multiply-adds.
-fn peak(groups: &BTreeMap<String, Vec<Measured>>, group: &str) -> Option<f64> {
-    let (_, measured) = groups.iter().find(|(name, _)| name.starts_with(group))?;
+fn peak(groups: &BTreeMap<String, Vec<Measured>>, is: impl Fn(&str) -> bool) -> Option<f64> {
+    let (_, measured) = groups.iter().find(|(name, _)| is(name))?;
     Some(measured.last()?.rate()?.0)
 }
 
 fn table(groups: &BTreeMap<String, Vec<Measured>>) -> String {
-    let (read, fma) = (peak(groups, "read"), peak(groups, "fma"));
+    let read = peak(groups, |name| name.starts_with("read"));
     let mut table =
         "| benchmark | path | median (95 % interval) | rate | share of the peak | against reference |\n\
                      | --- | --- | --- | --- | --- | --- |\n"
@@ -98,7 +98,11 @@ fn table(groups: &BTreeMap<String, Vec<Measured>>) -> String {
         let reference = group.iter().find(|m| m.function == "reference").map(|m| m.median);
         for measured in group {
             let Measured { function, median, interval: [low, high], .. } = measured;
-            let peak = if let Some(Work::Bytes(_)) = measured.work { read } else { fma };
+            let peak = match measured.work {
+                Some(Work::Bytes(_)) => read,
+                // Of the path's own instruction, where it has one.
+                _ => peak(groups, |name| name == format!("fma {function}")),
+            };
             let rate = measured.rate();
             let share = rate.zip(peak).map(|((rate, _), peak)| format!("{:.0} %", 100.0 * rate / peak));
             let rate = rate.map(|(rate, unit)| format!("{rate:.1} {unit}")).unwrap_or_default();
