@@ -83,13 +83,13 @@ fn time(ns: f64) -> String {
 }
 
 /// What the machine reached with nothing but reads or multiply-adds.
-fn peak(groups: &BTreeMap<String, Vec<Measured>>, is: impl Fn(&str) -> bool) -> Option<f64> {
-    let (_, measured) = groups.iter().find(|(name, _)| is(name))?;
+fn peak(groups: &BTreeMap<String, Vec<Measured>>, group: &str) -> Option<f64> {
+    let (_, measured) = groups.iter().find(|(name, _)| name.starts_with(group))?;
     Some(measured.last()?.rate()?.0)
 }
 
 fn table(groups: &BTreeMap<String, Vec<Measured>>) -> String {
-    let read = peak(groups, |name| name.starts_with("read"));
+    let read = peak(groups, "read");
     let mut table =
         "| benchmark | path | median (95 % interval) | rate | share of the peak | against reference |\n\
                      | --- | --- | --- | --- | --- | --- |\n"
@@ -101,7 +101,7 @@ fn table(groups: &BTreeMap<String, Vec<Measured>>) -> String {
             let peak = match measured.work {
                 Some(Work::Bytes(_)) => read,
                 // Of the path's own instruction, where it has one.
-                _ => peak(groups, |name| name == format!("fma {function}")),
+                _ => peak(groups, &format!("fma {function}")),
             };
             let rate = measured.rate();
             let share = rate.zip(peak).map(|((rate, _), peak)| format!("{:.0} %", 100.0 * rate / peak));

@@ -117,6 +117,12 @@ pub(in crate::kernels) struct Matrix<'a> {
 }
 
 impl Weights<'_> {
+    /// Scale and bias of group `index` of all rows.
+    #[inline(always)]
+    pub fn group(&self, index: usize) -> [f32; 2] {
+        [self.scales.get(index), self.biases.map_or(0.0, |biases| biases.get(index))]
+    }
+
     /// Groups in a row.
     pub fn groups(&self) -> usize {
         self.k / self.how.group_size as usize
@@ -162,7 +168,7 @@ impl<'a> Scales<'a> {
 
     /// The number at `index`.
     #[inline(always)]
-    pub fn get(&self, index: usize) -> f32 {
+    fn get(&self, index: usize) -> f32 {
         match self {
             Self::Float32(s) => s[index],
             Self::Float16(s) => s[index].to_f32(),

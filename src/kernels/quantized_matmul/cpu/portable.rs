@@ -62,7 +62,7 @@ pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
         (!range.is_empty()).then_some(range)
     }) {
         let index = first + values.start / group;
-        let (scale, bias) = (w.scales.get(index), w.biases.map_or(0.0, |biases| biases.get(index)));
+        let [scale, bias] = w.group(index);
         for value in &mut out[values.start - start..values.end - start] {
             *value = *value * scale + bias;
         }

@@ -60,7 +60,7 @@ unsafe fn decode_as<const BITS: usize, const FLOAT: usize>(
         let mut codes = codes;
         let groups = std::iter::once(first).chain(rest.chunks_mut(group)).filter(|out| !out.is_empty());
         for (index, out) in (n * w.groups() + start / group..).zip(groups) {
-            let (scale, bias) = (w.scales.get(index), w.biases.map_or(0.0, |biases| biases.get(index)));
+            let [scale, bias] = w.group(index);
             let (scale, bias) = (_mm256_set1_ps(scale), _mm256_set1_ps(bias));
             for out in out.chunks_exact_mut(8) {
                 let eight = if codes.len() >= 16 {

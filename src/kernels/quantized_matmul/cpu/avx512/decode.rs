@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::Weights;
 use super::bytes::in_order;
 
-/// Numbers `start..start + out.len()` of row `n`; both are multiples of eight. As [AVX2's](super::super::avx2::decode), bit for bit.
+/// Numbers `start..start + out.len()` of row `n`; both are multiples of eight.
 pub fn decode(w: &Weights<'_>, n: usize, start: usize, out: &mut [f32]) {
     let bits = w.how.bits as usize;
     let codes = &w.codes[n * w.row_bytes() + start / 8 * bits..];
@@ -44,7 +44,7 @@ unsafe fn decode_as<const BITS: usize>(
         // No more than are left of a group.
         let count = (group - (at & (group - 1))).min(64).min(out.len() - done);
         let index = first + (at >> shift);
-        let (scale, bias) = (w.scales.get(index), w.biases.map_or(0.0, |biases| biases.get(index)));
+        let [scale, bias] = w.group(index);
         // SAFETY: the masks keep to the codes and the numbers that are there.
         unsafe {
             let (scale, bias) = (_mm512_set1_ps(scale), _mm512_set1_ps(bias));
