@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::source::Source;
 use super::{Block, Call, Sizes};
 use crate::kernels::math::{self, Lanes, Loop, Number};
 use crate::kernels::path::Path;
@@ -117,6 +118,12 @@ impl Call<'_> {
     /// The products of a pair's queries with a piece of the keys, `[rows, PIECE]`.
     fn scores(&self, piece: Piece, next: Option<Piece>, queries: &[f32], scores: &mut [f32]) {
         let Sizes { dims, .. } = self.sizes;
+        if let Source::Coded(coded) = &self.k {
+            let keys = piece.start..piece.start + piece.count;
+            if coded.matrix(self.head(piece.pair)).dot(keys, queries, scores, PIECE) {
+                return;
+            }
+        }
         let mut room = Vec::new();
         for first in (0..piece.count).step_by(NEAR) {
             let near = NEAR.min(piece.count - first);
@@ -129,6 +136,12 @@ impl Call<'_> {
     /// Adds a piece of the values to `sums`, `[rows, value_dims]`, each times its weight, of `[rows, PIECE]`.
     fn add(&self, piece: Piece, next: Option<Piece>, weights: &[f32], sums: &mut [f32]) {
         let Sizes { value_dims, .. } = self.sizes;
+        if let Source::Coded(coded) = &self.v {
+            let values = piece.start..piece.start + piece.count;
+            if coded.matrix(self.head(piece.pair)).add(values, weights, PIECE, sums) {
+                return;
+            }
+        }
         let mut room = Vec::new();
         for first in (0..piece.count).step_by(NEAR) {
             let near = NEAR.min(piece.count - first);

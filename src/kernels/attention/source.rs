@@ -103,7 +103,7 @@ impl<'a> Coded<'a> {
         self.codes.row * 32 / self.how.bits as usize
     }
 
-    fn matrix(&self, head: [usize; 2]) -> Matrix<'a> {
+    pub fn matrix(&self, head: [usize; 2]) -> Matrix<'a> {
         let numbers = |part: &Part<Numbers<'a>>| match part.all {
             Numbers::Float32(all) => Scales::Float32(&all[part.range(head)]),
             Numbers::Float16(all) => Scales::Float16(&all[part.range(head)]),

@@ -11,6 +11,8 @@ mod run;
 
 pub(super) use run::{NAME, QuantizedMatmul};
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -114,6 +116,34 @@ impl Lines for Matrix<'_> {
 pub(in crate::kernels) struct Matrix<'a> {
     pub w: Weights<'a>,
     pub path: Path,
+}
+
+impl Matrix<'_> {
+    /// The products of `x`, `[m, k]`, with `rows`, into the first numbers of the rows of `out`, which are `stride` long. Returns
+    /// whether they can be had without reading rows as numbers; not, if one is infinite or NaN, which may come of the order of its parts.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub fn dot(&self, rows: Range<usize>, x: &[f32], out: &mut [f32], stride: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.path >= Path::Avx512 && avx512::near::suits(&self.w) {
+            let count = rows.len();
+            avx512::near::dot(&self.w, rows, x, out, stride);
+            let mut found = out.chunks(stride).take(x.len() / self.w.k);
+            return found.all(|out| out[..count].iter().all(|product| product.is_finite()));
+        }
+        false
+    }
+
+    /// Adds `rows` to each row of `sums`, `[m, k]`, times the first numbers of a row of `factors`, which are `stride` long. Returns
+    /// whether it can without reading rows as numbers; if not, nothing is added.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub fn add(&self, rows: Range<usize>, factors: &[f32], stride: usize, sums: &mut [f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.path >= Path::Avx512 && avx512::near::suits(&self.w) {
+            avx512::near::add(&self.w, rows, factors, stride, sums);
+            return true;
+        }
+        false
+    }
 }
 
 impl Weights<'_> {

@@ -5,6 +5,7 @@ mod decode;
 pub mod float;
 mod groups;
 pub mod lanes;
+pub mod near;
 pub mod tiles;
 
 pub use decode::decode;
